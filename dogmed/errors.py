@@ -1,0 +1,48 @@
+"""The errors a user can cause, each told in one line: what, where, what was expected, how to mend it.
+
+The command line prints the line and exits with the class's ``exit_code``; a library user catches
+``DogmedError`` (a ``ValueError``) or one of the narrower classes.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class DogmedError(ValueError):
+    """Something the user gave cannot be used; the message says what to change."""
+
+    exit_code = 2
+
+
+class ConfigError(DogmedError):
+    """An option, a flag or a configuration file is wrong."""
+
+
+class DataError(DogmedError):
+    """A data file is missing, damaged or not of the expected form."""
+
+
+class WeightsError(DogmedError):
+    """Weights were not found, are damaged or do not fit the model."""
+
+
+class TrainingError(DogmedError):
+    """Training cannot go on (for example: the loss is not finite)."""
+
+    exit_code = 1
+
+
+class Interrupted(DogmedError):  # noqa: N818  (it is an event, told like an error)
+    """Training was stopped by a signal and can be resumed; the exit code is the shell's 128 + signal."""
+
+    def __init__(self, message: str, signal_number: int):
+        super().__init__(message)
+        self.exit_code = 128 + signal_number
+
+
+def nearest(name: str, choices: Iterable[str]) -> str:
+    """Say which of ``choices`` is closest to a mistyped ``name``: `` (did you mean 'x'?)`` or nothing."""
+    close = difflib.get_close_matches(str(name), list(choices), n=1, cutoff=0.5)
+    return f" (did you mean '{close[0]}'?)" if close else ""

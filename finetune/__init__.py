@@ -1,0 +1,4 @@
+"""Fine-tuning on MedMNIST tasks: the MONAI harness."""
+
+if not __name__.startswith("dogmed."):
+    raise ImportError("import this package as dogmed.finetune, not as finetune")
