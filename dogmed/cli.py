@@ -1,0 +1,147 @@
+"""The ``dogmed`` command: a table of commands, each imported only when it is called."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from dogmed import __version__
+from dogmed.errors import ConfigError, DogmedError, nearest
+
+
+class Command(NamedTuple):
+    """Where a command's configuration class and function live, and the recipe its defaults come from."""
+
+    summary: str
+    config: str
+    function: str
+    recipe: str | None = None
+
+
+COMMANDS = {
+    "finetune": Command(
+        "train a model on a task, select on val, score test once",
+        "dogmed.finetune.config:FinetuneConfig",
+        "dogmed.finetune.run:finetune",
+        "finetune/default",
+    ),
+    "ui": Command(
+        "open the MLflow UI on this project's runs",
+        "dogmed.tracking:UiConfig",
+        "dogmed.tracking:ui",
+    ),
+    "data list": Command(
+        "list the tasks, their licences and what is on this machine",
+        "dogmed.data.commands:ListConfig",
+        "dogmed.data.commands:data_list",
+    ),
+    "data download": Command(
+        "download, check and prepare official files",
+        "dogmed.data.commands:DownloadConfig",
+        "dogmed.data.commands:data_download",
+    ),
+    "data verify": Command(
+        "check files and prepared arrays against their hashes",
+        "dogmed.data.commands:VerifyConfig",
+        "dogmed.data.commands:data_verify",
+    ),
+    "data synth": Command(
+        "generate synthetic data in MedMNIST's format",
+        "dogmed.data.commands:SynthConfig",
+        "dogmed.data.commands:data_synth",
+    ),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code (0 done, 1 failed, 2 wrong input, 128+n signal n)."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    try:
+        return _dispatch(words)
+    except DogmedError as error:
+        if debug:
+            raise
+        print(f"dogmed: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("dogmed: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except OSError as error:
+        if debug:
+            raise
+        print(f"dogmed: {error} (--debug shows where)", file=sys.stderr)
+        return 1
+
+
+def _dispatch(words: list[str]) -> int:
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(_help())
+        return 0
+    if words[0] in ("--version", "-V"):
+        print(f"dogmed {__version__}")
+        return 0
+    name, rest = _match(words)
+    command = COMMANDS[name]
+    from dogmed import config
+
+    parsed = config.parse(
+        _resolve(command.config),
+        rest,
+        prog=f"dogmed {name}",
+        base=config.recipe(command.recipe) if command.recipe else None,
+        summary=command.summary,
+    )
+    result = _resolve(command.function)(parsed)
+    return result if isinstance(result, int) else 0
+
+
+def _match(words: list[str]) -> tuple[str, list[str]]:
+    for length in (2, 1):
+        name = " ".join(words[:length])
+        if name in COMMANDS:
+            return name, words[length:]
+    group = [name for name in COMMANDS if name.startswith(words[0] + " ")]
+    if group and (len(words) == 1 or words[1] in ("-h", "--help")):
+        raise ConfigError(f"which one? {', '.join('dogmed ' + name for name in group)}")
+    tried = " ".join(words[:2]) if group else words[0]
+    raise ConfigError(
+        f"unknown command '{tried}'" + nearest(tried, COMMANDS) + "; dogmed --help lists them"
+    )
+
+
+def _help() -> str:
+    width = max(map(len, COMMANDS))
+    rows = [f"  {name:<{width}}  {command.summary}" for name, command in COMMANDS.items()]
+    return "\n".join(
+        [
+            f"dogmed {__version__}: medical image classification with DoGNeXt and ConvNeXt V2",
+            "",
+            "usage: dogmed COMMAND [--flags]      dogmed COMMAND --help lists the flags",
+            "",
+            *rows,
+            "",
+            "first steps:",
+            "  dogmed finetune --task breastmnist --data synthetic --size 64 --epochs 5",
+            "  dogmed finetune --task pneumoniamnist --data-dir DIR --model convnextv2_atto",
+            "  dogmed ui",
+            "",
+            "--debug shows the traceback of an error; --version prints the version",
+        ]
+    )
+
+
+def _resolve(path: str) -> object:
+    module, _, name = path.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

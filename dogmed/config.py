@@ -1,0 +1,250 @@
+"""Configuration: frozen dataclasses, filled by a shipped recipe < ``--config FILE`` < flags.
+
+A configuration class is a plain frozen dataclass, ``@configclass``; each field is documented once, by the
+string under it, and that string is also the flag's help. Values of a recipe live in its YAML file and
+nowhere else. Everything is checked by pydantic before any work starts, and unknown keys are refused
+with the nearest name. tyro turns the dataclass into flags; it is imported here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, TypeVar, dataclass_transform
+
+import yaml
+
+from dogmed.errors import ConfigError, nearest
+
+T = TypeVar("T")
+
+
+@dataclass_transform(kw_only_default=True, frozen_default=True)
+def configclass(cls: type[T]) -> type[T]:
+    """Make ``cls`` a frozen, keyword-only dataclass that pydantic validates without unknown keys."""
+    cls.__pydantic_config__ = {"extra": "forbid"}  # type: ignore[attr-defined]
+    return dataclasses.dataclass(frozen=True, kw_only=True)(cls)
+
+
+def recipe(name: str) -> dict[str, Any]:
+    """Read a shipped recipe, for example ``recipe("finetune/default")``.
+
+    Raises:
+        ConfigError: there is no such recipe.
+    """
+    root = resources.files("dogmed.configs")
+    file = root.joinpath(f"{name}.yaml")
+    if not file.is_file():
+        raise ConfigError(f"no recipe '{name}' is shipped with dogmed")
+    return _parse_yaml(file.read_text(), f"recipe {name}")
+
+
+def read_yaml(path: Path | str) -> dict[str, Any]:
+    """Read a user's YAML file of options.
+
+    Raises:
+        ConfigError: the file is missing, is not YAML or is not a mapping.
+    """
+    try:
+        text = Path(path).read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--config {path}: cannot be read ({error})") from None
+    return _parse_yaml(text, f"--config {path}")
+
+
+def build(cls: type[T], values: Mapping[str, Any], *, where: str = "config") -> T:
+    """Make a ``cls`` from nested plain values, checked and coerced.
+
+    Raises:
+        ConfigError: a key is unknown or missing, or a value is not of its field's type or range.
+    """
+    import pydantic
+
+    _refuse_unknown(cls, values, where)
+    try:
+        return pydantic.TypeAdapter(cls).validate_python(dict(values))
+    except pydantic.ValidationError as error:
+        problems = [
+            f"{'.'.join(str(part) for part in _field_path(cls, d['loc']))}: {d['msg']}"
+            + ("" if d["type"] == "missing" else f" (got {d['input']!r})")
+            for d in error.errors()
+        ]
+        raise ConfigError(f"{where}: " + "; ".join(problems)) from None
+
+
+def parse(
+    cls: type[T],
+    argv: Sequence[str],
+    *,
+    prog: str,
+    base: Mapping[str, Any] | None = None,
+    summary: str = "",
+) -> T:
+    """Parse flags into a ``cls`` over the values of ``base`` and of ``--config FILE``.
+
+    ``base`` holds the recipe's values; a class whose fields all have defaults needs none. ``--help``
+    prints the flags and exits 0.
+
+    Raises:
+        ConfigError: an unknown flag (the nearest is named), a wrong value or a wrong key in the file.
+    """
+    argv, config_file = _take_config_flag(argv)
+    values = dict(base or {})
+    if config_file is not None:
+        overrides = read_yaml(config_file)
+        _refuse_unknown(cls, overrides, f"--config {config_file}")
+        values = merge(values, overrides)
+    where = f"--config {config_file}" if config_file is not None else "defaults"
+    default = build(cls, values, where=where)
+    _refuse_unknown_flags(cls, argv)
+    parsed = _run_tyro(cls, argv, default, prog, summary)
+    return build(cls, dataclasses.asdict(parsed), where="flags")
+
+
+def merge(low: Mapping[str, Any], high: Mapping[str, Any]) -> dict[str, Any]:
+    """Merge two nested mappings; ``high`` wins, and dotted keys (``optim.lr``) reach into groups."""
+    result = dict(low)
+    for key, value in high.items():
+        key, _, rest = str(key).partition(".")
+        if rest:
+            value = {rest: value}
+        if isinstance(value, Mapping) and isinstance(result.get(key), Mapping):
+            value = merge(result[key], value)
+        result[key] = value
+    return result
+
+
+def to_yaml(config: Any) -> str:
+    """Write a configuration as YAML that ``--config`` reads back to an equal one."""
+    return yaml.safe_dump(_plain(dataclasses.asdict(config)), sort_keys=False)
+
+
+def flags(cls: type) -> list[str]:
+    """List the flags of a configuration class, dotted groups included."""
+    return ["--" + name.replace("_", "-") for name in _leaves(cls)]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def _parse_yaml(text: str, where: str) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f" at line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or error
+        raise ConfigError(f"{where}: not valid YAML{line}: {problem}") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ConfigError(f"{where}: expected 'option: value' lines, found a {type(values).__name__}")
+    return values
+
+
+def _groups(cls: type) -> dict[str, type]:
+    """The fields of ``cls`` that are configuration classes themselves."""
+    import typing
+
+    hints = typing.get_type_hints(cls)
+    names = [field.name for field in dataclasses.fields(cls)]
+    return {name: hints[name] for name in names if dataclasses.is_dataclass(hints[name])}
+
+
+def _leaves(cls: type, prefix: str = "") -> Iterator[str]:
+    groups = _groups(cls)
+    for field in dataclasses.fields(cls):
+        if field.name in groups:
+            yield from _leaves(groups[field.name], f"{prefix}{field.name}.")
+        else:
+            yield prefix + field.name
+
+
+def _field_path(cls: type, location: Sequence[Any]) -> list[Any]:
+    """Drop pydantic's union and type markers from an error's location."""
+    path: list[Any] = []
+    for part in location:
+        known = dataclasses.is_dataclass(cls) and part in {f.name for f in dataclasses.fields(cls)}
+        if known or isinstance(part, int):
+            path.append(part)
+            cls = _groups(cls).get(part, cls) if known else cls
+    return path or list(location)
+
+
+def _refuse_unknown(cls: type, values: Mapping[str, Any], where: str, prefix: str = "") -> None:
+    groups, leaves = _groups(cls), list(_leaves(cls))
+    known = {field.name for field in dataclasses.fields(cls)} | set(leaves)
+    for key, value in values.items():
+        if key not in known:
+            raise ConfigError(
+                f"{where}: unknown key '{prefix}{key}'" + nearest(key, [*known])
+            )
+        if key in groups and isinstance(value, Mapping):
+            _refuse_unknown(groups[key], value, where, f"{prefix}{key}.")
+
+
+def _take_config_flag(argv: Sequence[str]) -> tuple[list[str], str | None]:
+    rest, file = [], None
+    words = iter(argv)
+    for word in words:
+        name, equals, value = word.partition("=")
+        if name != "--config":
+            rest.append(word)
+            continue
+        file = value if equals else next(words, None)
+        if not file or file.startswith("--"):
+            raise ConfigError("--config needs a YAML file, as in --config my.yaml")
+    return rest, file
+
+
+def _refuse_unknown_flags(cls: type, argv: Sequence[str]) -> None:
+    known = flags(cls)
+    negated = {re.sub(r"([^.-][^.]*)$", r"no-\1", flag) for flag in known}
+    accepted = {*known, *negated, "--help"}
+    for word in argv:
+        flag = word.partition("=")[0].replace("_", "-")
+        if flag.startswith("--") and flag not in accepted:
+            raise ConfigError(f"unknown option {word}" + nearest(flag, [*known, "--config"]))
+
+
+def _run_tyro(cls: type[T], argv: Sequence[str], default: T, prog: str, summary: str) -> T:
+    import tyro
+
+    captured = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(captured):
+            return tyro.cli(
+                cls,
+                args=argv,
+                default=default,
+                prog=prog,
+                description=summary + "\n\nAlso: --config FILE (YAML; flags win over it), --debug.",
+            )
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        raise ConfigError(_one_line(captured.getvalue(), argv)) from None
+
+
+def _one_line(box: str, argv: Sequence[str]) -> str:
+    """Tell tyro's boxed complaint in one line; name the nearest choice where it lists choices."""
+    words = re.sub(r"[─│╭╮╰╯┌┐└┘]+", " ", box)
+    words = re.split(r"For full helptext|Argument helptext", words)[0]
+    line = re.sub(r"\s+", " ", words).strip() or f"the options cannot be read: {' '.join(argv)}"
+    line = re.sub(r"^(Value error|Invalid choice|Missing argument|Parsing error) ", "", line)
+    wrong = re.search(r"invalid choice '(.*?)' for argument .*Expected one of \((.*)\)", line)
+    if wrong:
+        line += nearest(wrong[1], re.findall(r"'(.*?)'", wrong[2]))
+    return line
+
+

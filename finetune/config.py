@@ -1,0 +1,137 @@
+"""What ``dogmed finetune`` can be told. The values are in ``configs/finetune/default.yaml``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Gt, Le, Lt
+
+from dogmed.config import configclass
+
+Positive = Annotated[int, Gt(0)]
+Share = Annotated[float, Ge(0), Le(1)]
+
+
+@configclass
+class OptimConfig:
+    """Optimizer and schedule."""
+
+    name: str
+    """timm's name of the optimizer."""
+    lr_base: Annotated[float, Gt(0)]
+    """Peak learning rate for a batch of 256; scaled by batch-size/256."""
+    lr: Annotated[float, Gt(0)] | None
+    """Peak learning rate as it is, in place of the scaled lr-base."""
+    weight_decay: Annotated[float, Ge(0)]
+    """Decoupled weight decay; never applied to DoGConv parameters, norms, GRN and biases."""
+    betas: tuple[Annotated[float, Ge(0), Lt(1)], Annotated[float, Ge(0), Lt(1)]]
+    """Decay rates of Adam's two moments."""
+    schedule: Literal["cosine", "constant"]
+    """Course of the learning rate, per step."""
+    warmup_epochs: Annotated[float, Ge(0)]
+    """Epochs of linear warm-up."""
+    min_lr: Annotated[float, Ge(0)]
+    """Learning rate at the end of the cosine."""
+    clip_grad: Annotated[float, Gt(0)] | None
+    """Largest gradient norm; None does not clip."""
+
+
+@configclass
+class LossConfig:
+    """Training loss; the kind of task decides its form."""
+
+    label_smoothing: Annotated[float, Ge(0), Lt(1)]
+    """Label smoothing; for multi-label tasks y becomes y(1-s) + s/2."""
+    ordinal: Literal["cross-entropy", "continuation-ratio"]
+    """Loss and head of ordinal tasks; cross-entropy is MedMNIST's own choice."""
+
+
+@configclass
+class ModelConfig:
+    """Regularisation inside the network."""
+
+    drop_path: Annotated[float, Ge(0), Lt(1)]
+    """Largest drop-path rate, growing linearly with depth; models without drop path ignore the default."""
+
+
+@configclass
+class AugmentConfig:
+    """Augmentation, on the device, per image."""
+
+    hflip: Share
+    """Probability of a horizontal flip."""
+
+
+@configclass
+class EvalConfig:
+    """Selection and scoring."""
+
+    select: Literal["auc", "acc", "loss", "last"]
+    """Validation figure that picks the best epoch."""
+    batch_size: Positive
+    """Images a step in evaluation; no influence on the result beyond rounding."""
+    resamples: Annotated[int, Ge(0)]
+    """Bootstrap resamples behind the 95% intervals; 0 for none."""
+
+
+@configclass
+class CheckpointConfig:
+    """When the state is saved besides the end of every epoch."""
+
+    minutes: Annotated[float, Ge(0)]
+    """Save within an epoch too, this often; 0 saves only between epochs."""
+
+
+@configclass
+class FinetuneConfig:
+    """Train a model on one task, select on val, score test once."""
+
+    task: str
+    """Official task (dogmed data list), an .npz with MedMNIST's six keys, or a folder train|val|test/<class>/*.png|jpg."""
+    kind: Literal["binary", "multi-class", "multi-label", "ordinal"] | None
+    """Kind of the user's own task; inferred from the labels when None."""
+    data: Literal["official", "synthetic"]
+    """Official files, or generated ones in their form (for trials; always named synthetic)."""
+    model: str
+    """dognext_*, convnextv2_*, resnet18, resnet50 or any timm model."""
+    init: str
+    """scratch, a named pretraining (imagenet50ep, imagenet600ep), a .safetensors/.pt file, or hf-hub:ORG/NAME."""
+    size: Positive
+    """Image side in pixels; official tasks come at 28, 64, 128, 224."""
+    upsample_from: Positive | None
+    """Enlarge the official files of this size (28) instead of using those of --size."""
+    epochs: Positive
+    """Passes over the training split."""
+    batch_size: Positive
+    """Images a step, over all devices together."""
+    seed: Annotated[int, Ge(0)]
+    """Seed of initialisation, order, flips, drop path and subset."""
+    train_fraction: Annotated[float, Gt(0), Le(1)]
+    """Share of the training split to use, drawn by seed and stratified by class."""
+    device: str
+    """auto, cpu, cuda or cuda:N."""
+    compile: Literal["auto", "on", "off"]
+    """torch.compile; auto is on for CUDA."""
+    cache: Literal["auto", "device", "ram", "disk"]
+    """Where the prepared images stay while training; auto takes the fastest place they fit."""
+    data_dir: Path | None
+    """Folder with npz files as they are (breastmnist_224.npz, ...); None downloads the official ones."""
+    cache_dir: Path | None
+    """Where downloads and prepared arrays go; None is the user's cache folder."""
+    weights_dir: Path | None
+    """Where named pretrainings are found; None is the user's data folder."""
+    out: Path
+    """Where runs, checkpoints and the MLflow store go."""
+    resume: Literal["auto", "never"]
+    """auto continues an interrupted run of the same settings; never starts over and keeps the old run aside."""
+    tracking: Literal["mlflow", "off"]
+    """Log to MLflow (embedded under --out, or at MLFLOW_TRACKING_URI)."""
+    dry_run: bool
+    """Print what would run, and touch nothing."""
+    optim: OptimConfig
+    loss: LossConfig
+    net: ModelConfig
+    augment: AugmentConfig
+    eval: EvalConfig
+    checkpoint: CheckpointConfig
