@@ -27,7 +27,7 @@ class OptimConfig:
     """Decoupled weight decay; never applied to DoGConv parameters, norms, GRN and biases."""
     betas: tuple[Annotated[float, Ge(0), Lt(1)], Annotated[float, Ge(0), Lt(1)]]
     """Decay rates of Adam's two moments."""
-    schedule: Literal["cosine", "constant"]
+    schedule: Literal["cosine", "linear", "constant"]
     """Course of the learning rate, per step."""
     warmup_epochs: Annotated[float, Ge(0)]
     """Epochs of linear warm-up."""

@@ -1,0 +1,60 @@
+"""What a model costs: parameters, multiply-accumulates, and what training keeps in memory."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Number of trained parameters."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def count_macs(model: nn.Module, size: int, in_chans: int = 3) -> int:
+    """Multiply-accumulates of one forward pass of one ``size`` × ``size`` image.
+
+    Counted by torch's own counter (convolutions and matrix products), a MAC being two FLOPs. Works on
+    the meta device too.
+    """
+    parameter = next(model.parameters())
+    image = torch.zeros(1, in_chans, size, size, device=parameter.device, dtype=parameter.dtype)
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            model(image)
+    finally:
+        model.train(training)
+    return counter.get_total_flops() // 2
+
+
+def activation_bytes(model: nn.Module, size: int, in_chans: int = 3) -> int:
+    """Bytes that one training image leaves behind for the backward pass, parameters not counted.
+
+    Measured, not modelled: every distinct storage that autograd saves in a forward pass of two images,
+    halved. The sum over a batch and the weights, gradients and moments is a lower bound of the peak.
+    """
+    parameter = next(model.parameters())
+    own = {tensor.untyped_storage().data_ptr() for tensor in model.parameters()}
+    seen: dict[int, int] = {}
+
+    def remember(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            seen[storage.data_ptr()] = storage.nbytes()
+        kept.append(tensor)
+        return tensor
+
+    kept: list[torch.Tensor] = []  # so that no address is used twice
+    image = torch.zeros(2, in_chans, size, size, device=parameter.device, dtype=parameter.dtype)
+    training, state = model.training, torch.get_rng_state()
+    model.train()
+    try:
+        with torch.autograd.graph.saved_tensors_hooks(remember, lambda tensor: tensor):
+            model(image)
+    finally:
+        model.train(training)
+        torch.set_rng_state(state)
+    return sum(seen.values()) // 2

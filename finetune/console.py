@@ -1,0 +1,115 @@
+"""What a run shows while it works: a bar with img/s and time left on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from types import FrameType
+from typing import Any
+
+from tqdm import tqdm
+
+from dogmed.errors import Interrupted
+
+
+class Console:
+    """Print for the main process; stay silent on the others.
+
+    Args:
+        enabled: whether this process prints.
+        batch_size: images a step, for the rate.
+    """
+
+    def __init__(self, enabled: bool):
+        self.enabled = enabled
+        self.bar: tqdm[Any] | None = None
+        self.is_terminal = enabled and sys.stderr.isatty()
+        self.started = time.monotonic()
+        self.first_epoch: int | None = None
+
+    def line(self, text: str) -> None:
+        """Print one line, above the bar if there is one."""
+        if self.enabled:
+            with tqdm.external_write_mode(file=sys.stdout):
+                print(text, flush=True)
+
+    def step(self, epoch: int, epochs: int, step: int, steps: int, batch_size: int) -> None:
+        """Show that ``step`` of ``steps`` is done (terminals only)."""
+        if not self.is_terminal:
+            return
+        if self.bar is None:
+            self.bar = tqdm(
+                total=steps * batch_size,
+                initial=(step - 1) * batch_size,
+                desc=f"epoch {epoch}/{epochs}",
+                unit="img",
+                leave=False,
+                dynamic_ncols=True,
+            )
+        self.bar.update(batch_size)
+
+    def epoch(self, row: dict[str, Any], epochs: int, best: bool) -> None:
+        """Close the bar and print the epoch's line."""
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None
+        done = row["epoch"]
+        if self.first_epoch is None:
+            self.first_epoch = done
+            self.started = time.monotonic() - row["epoch_seconds"]
+        pace = (time.monotonic() - self.started) / (done - self.first_epoch + 1)
+        auc = "   -  " if row["val_auc"] is None else f"{row['val_auc']:.4f}"
+        self.line(
+            f"epoch {done:>{len(str(epochs))}}/{epochs}  train loss {row['train_loss']:.4f}  "
+            f"val loss {row['val_loss']:.4f}  acc {row['val_acc']:.4f}  auc {auc}{'*' if best else ' '} "
+            f"lr {row['lr']:.2e}  {row['images_per_second']:,.0f} img/s  "
+            f"left {duration(pace * (epochs - done))}"
+        )
+
+    def close(self) -> None:
+        """Remove an unfinished bar."""
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None
+
+
+class Stopper:
+    """Catch SIGINT and SIGTERM: while ``deferring``, note them for the loop; otherwise stop at once.
+
+    A second SIGINT stops at once too; what was saved last then stands.
+    """
+
+    def __init__(self, console: Console):
+        self.console = console
+        self.deferring = False
+        self.requested: int | None = None
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> Stopper:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            try:
+                self._previous[number] = signal.signal(number, self._handle)
+            except ValueError:  # not the main thread: the program around us handles signals
+                break
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if not self.deferring or self.requested is not None:
+            raise Interrupted("stopped; the same command continues from the last saved state", number)
+        self.requested = number
+        self.console.line("stopping after this step (once more to stop at once)")
+
+
+def duration(seconds: float) -> str:
+    """Write a time span as people say it: 42 s, 3 min 20 s, 2 h 5 min."""
+    seconds = round(seconds)
+    if seconds < 60:
+        return f"{seconds} s"
+    if seconds < 3600:
+        return f"{seconds // 60} min {seconds % 60} s"
+    return f"{seconds // 3600} h {seconds % 3600 // 60} min"

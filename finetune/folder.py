@@ -1,0 +1,155 @@
+"""The folder of one run: its name, its files, and whether to begin, continue or leave it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from dogmed import config as configuration
+from dogmed.checkpoint import atomic_path
+from dogmed.errors import ConfigError
+from dogmed.finetune.config import FinetuneConfig
+
+# Options that decide where and how fast a run is, not what it computes: they may differ on resume.
+FREE = frozenset(
+    "data_dir cache_dir weights_dir out device compile cache resume tracking dry_run "
+    "eval.batch_size eval.resamples checkpoint.minutes".split()
+)
+
+
+class RunFolder:
+    """Paths and records of one run under ``<out>/finetune/<task>/<model>-<init>-<size>/seed<k>``."""
+
+    def __init__(self, root: Path):
+        self.root = root
+        self.config = root / "config.yaml"
+        self.metrics = root / "metrics.jsonl"
+        self.result = root / "result.json"
+        self.predictions = root / "predictions_test.csv"
+        self.last = root / "checkpoints" / "last.pt"
+        self.best = root / "checkpoints" / "best.safetensors"
+
+    @classmethod
+    def of(cls, config: FinetuneConfig, task_name: str) -> RunFolder:
+        """Name the folder; whatever is not the protocol's default shows in the name."""
+        task = task_name if config.data == "official" else f"{task_name}-synthetic"
+        parts = [config.model, _slug(config.init), str(config.size)]
+        if config.upsample_from:
+            parts.append(f"from{config.upsample_from}")
+        if config.train_fraction < 1:
+            parts.append(f"fraction{config.train_fraction:g}")
+        name = "-".join(_slug(part) for part in parts)
+        return cls(config.out / "finetune" / _slug(task) / name / f"seed{config.seed}")
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the folder alone.
+
+        Raises:
+            ConfigError: another process is running here.
+        """
+        self.root.mkdir(parents=True, exist_ok=True)
+        try:
+            with FileLock(self.root / ".lock", timeout=0):
+                yield
+        except Timeout:
+            raise ConfigError(
+                f"{self.root}: another process is running this very run; wait for it, or give --out"
+            ) from None
+
+    def done(self) -> dict[str, Any] | None:
+        """The result of a finished run, or None."""
+        if not self.result.is_file():
+            return None
+        return json.loads(self.result.read_text())
+
+    def refuse_other_settings(self, config: FinetuneConfig) -> None:
+        """Make sure that what lies here was run with the same settings.
+
+        Raises:
+            ConfigError: it was not; the message lists what differs.
+        """
+        if not self.config.is_file():
+            return
+        old = _flat(configuration.read_yaml(self.config))
+        new = _flat(configuration.to_dict(config))
+        changed = [
+            f"--{key.replace('_', '-')} {old.get(key)} -> {new.get(key)}"
+            for key in sorted(old.keys() | new.keys())
+            if key not in FREE and old.get(key) != new.get(key)
+        ]
+        if changed:
+            raise ConfigError(
+                f"{self.root} holds a run with other settings ({', '.join(changed)}); give another "
+                "--out, or --resume never to start over (the old run is kept aside)"
+            )
+
+    def set_aside(self) -> Path | None:
+        """Move an earlier run out of the way, and say where it went."""
+        if not self.config.exists() and not self.last.exists():
+            return None
+        number = 1
+        while (aside := self.root.with_name(f"{self.root.name}.old{number}")).exists():
+            number += 1
+        aside.mkdir()
+        for entry in self.root.iterdir():
+            if entry.name != ".lock":
+                entry.rename(aside / entry.name)
+        return aside
+
+    def begin(self, config: FinetuneConfig) -> None:
+        """Write the resolved configuration and start with an empty history."""
+        write_atomic(self.config, configuration.to_yaml(config))
+        write_atomic(self.metrics, "")
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The epochs so far; a line cut short by a crash is left out."""
+        rows = []
+        if self.metrics.is_file():
+            for line in self.metrics.read_text().splitlines():
+                try:
+                    rows.append(json.loads(line))
+                except json.JSONDecodeError:
+                    break
+        return rows
+
+    def keep_rows(self, epochs: int) -> None:
+        """Forget epochs after ``epochs``: they were run, but not saved, and will be run again."""
+        rows = [row for row in self.rows() if row["epoch"] <= epochs]
+        write_atomic(self.metrics, "".join(json.dumps(row) + "\n" for row in rows))
+
+    def append_row(self, row: dict[str, Any]) -> None:
+        """Add one epoch's line to ``metrics.jsonl``."""
+        with self.metrics.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Write a small text file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(path) as temporary:
+        temporary.write_text(text)
+
+
+def _slug(text: str) -> str:
+    """A name for a folder: the stem of a path, without characters that file systems mind."""
+    if text.endswith((".safetensors", ".pt", ".pth", ".npz")):
+        text = Path(text).stem
+    text = text.rstrip("/").replace("hf-hub:", "")
+    return re.sub(r"[^A-Za-z0-9._-]+", "_", text).strip("._") or "unnamed"
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat.update(_flat(value, f"{prefix}{key}."))
+        else:
+            flat[prefix + key] = value
+    return flat

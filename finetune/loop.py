@@ -1,0 +1,368 @@
+"""The training loop, whole: MONAI's engines, the epoch, selection on val, checkpoints, exact resume.
+
+MONAI's ``SupervisedTrainer`` and ``SupervisedEvaluator`` run the steps; what they leave open is here:
+per-step schedule, loss weighting over processes, a state that is saved within an epoch too, so that a
+run continued after any interruption goes through the same numbers as one that was never interrupted.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from ignite.engine import Events
+from monai.engines import SupervisedEvaluator, SupervisedTrainer
+from monai.engines.utils import IterationEvents
+from monai.utils.enums import CommonKeys
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from dogmed import checkpoint, metrics
+from dogmed.data.loader import Batches
+from dogmed.distributed import World
+from dogmed.errors import Interrupted, TrainingError
+from dogmed.objective import Objective
+
+LOSS_CHECK_STEPS = 50  # on CUDA the loss is looked at (a host synchronisation) once in so many steps
+AGREE_STEPS = 8  # several processes agree on stopping and saving once in so many steps
+
+
+@dataclass(frozen=True)
+class LoopSettings:
+    """What the loop needs to know of the configuration."""
+
+    epochs: int
+    select: str = "auc"
+    clip_grad: float | None = None
+    save_minutes: float = 10.0
+
+
+@dataclass
+class Progress:
+    """How far a run has come; saved with every checkpoint."""
+
+    epoch: int = 0
+    """Epochs completed, validation included."""
+    step: int = 0
+    """Steps completed of the epoch under way."""
+    best_epoch: int = 0
+    best_value: float = -math.inf
+    seconds: float = 0.0
+    """Time in the loop so far, over all sittings."""
+    epoch_seconds: float = 0.0
+    """Time spent training in the epoch under way."""
+
+
+@dataclass
+class Prediction:
+    """A model's output on one split, in the split's order."""
+
+    logits: torch.Tensor
+    labels: torch.Tensor
+
+
+class Loop:
+    """Train ``model`` and keep the epoch that is best on val.
+
+    Args:
+        model: the bare network, on the world's device.
+        network: what the training step calls: the model, compiled or not.
+        optimizer: over the model's parameters.
+        scheduler: a timm scheduler, advanced by ``step_update`` after every step.
+        objective: loss and probabilities of the task.
+        batches: the loaders of ``train`` and ``val``.
+        world: the processes that take part.
+        settings: epochs, selection, clipping, saving.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        network: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        scheduler: Any,
+        objective: Objective,
+        batches: dict[str, Batches],
+        world: World,
+        settings: LoopSettings,
+    ):
+        self.model, self.optimizer, self.scheduler = model, optimizer, scheduler
+        self.objective, self.world, self.settings = objective, world, settings
+        self.train_batches, self.val_batches = batches["train"], batches["val"]
+        self.network = network
+        if world.size > 1:
+            ids = [world.device.index] if world.device.type == "cuda" else None
+            self.network = DistributedDataParallel(network, device_ids=ids)
+        self.progress = Progress()
+        self.loss_sum = torch.zeros((), dtype=torch.float64, device=world.device)
+        self.bad_step = torch.zeros((), dtype=torch.int64, device=world.device)
+        self.trainer = self._build_trainer()
+
+    def _build_trainer(self) -> SupervisedTrainer:
+        amp = self.world.device.type == "cuda"
+        trainer = SupervisedTrainer(
+            device=self.world.device,
+            max_epochs=self.settings.epochs,
+            train_data_loader=self.train_batches,
+            network=self.network,
+            optimizer=self.optimizer,
+            loss_function=self._loss,
+            prepare_batch=_prepare_batch,
+            decollate=False,  # MONAI's default copies every sample to the host, every step
+            optim_set_to_none=True,
+            amp=amp,
+            amp_kwargs={"dtype": torch.bfloat16} if amp else None,
+        )
+        if amp:  # bfloat16 needs no loss scaling, but MONAI skips autocast when there is no scaler
+            trainer.scaler = torch.amp.GradScaler("cuda", enabled=False)
+        trainer.logger.setLevel("CRITICAL")  # errors are told once, by whoever catches them
+        if self.settings.clip_grad is not None:
+            trainer.add_event_handler(IterationEvents.BACKWARD_COMPLETED, self._clip)
+        return trainer
+
+    def _loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Mean loss of the global batch, written as this process's share of it.
+
+        DistributedDataParallel averages gradients over processes, so each scales its sum by their
+        number; a last batch that does not divide evenly is then weighted as one process would.
+        """
+        losses = self.objective.loss(logits, labels, reduction="none")  # (B,)
+        total = losses.sum()
+        state = self.trainer.state
+        self.loss_sum += total.detach()
+        first = torch.where(self.bad_step == 0, state.iteration, self.bad_step)
+        self.bad_step = torch.where(torch.isfinite(total.detach()), self.bad_step, first)
+        step = (state.iteration - 1) % len(self.train_batches)
+        return total * (self.world.size / self.train_batches.global_count(step))
+
+    def _clip(self) -> None:
+        nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip_grad)
+
+    # ---- the course of a run ------------------------------------------------------------------
+
+    def run(
+        self,
+        last: Path,
+        *,
+        on_step: Callable[[int, int], None],
+        on_epoch: Callable[[dict[str, Any]], None],
+        on_best: Callable[[], None],
+        stop_requested: Callable[[], int | None],
+    ) -> None:
+        """Train to the end, from wherever ``progress`` stands.
+
+        Args:
+            last: the checkpoint to keep up to date.
+            on_step: told (step, steps of the epoch) after every step.
+            on_epoch: given the epoch's line of ``metrics.jsonl``, before the checkpoint is written.
+            on_best: called after the checkpoint of an epoch that is the best so far.
+            stop_requested: the number of a signal that asks to stop, or None.
+
+        Raises:
+            TrainingError: the loss is not finite.
+            Interrupted: a stop was requested; the state is saved and the run can be continued.
+        """
+        progress, trainer, steps = self.progress, self.trainer, len(self.train_batches)
+        if progress.epoch >= self.settings.epochs:
+            return
+        trainer.state.epoch = progress.epoch
+        trainer.state.iteration = progress.epoch * steps + progress.step
+        clock = {"saved": time.monotonic(), "lap": time.monotonic()}
+
+        def start_epoch() -> None:
+            self.train_batches.set_epoch(progress.epoch, start_step=progress.step)
+            clock["lap"] = time.monotonic()
+
+        def count_time() -> None:
+            now = time.monotonic()
+            progress.epoch_seconds += now - clock["lap"]
+            clock["lap"] = now
+
+        def after_step() -> None:
+            self.scheduler.step_update(trainer.state.iteration)
+            progress.step += 1
+            self._check_loss(progress.step == steps)
+            on_step(progress.step, steps)
+            if progress.step == steps or not self._agreed_moment():
+                return
+            signal_number = stop_requested()
+            stop = self.world.any(signal_number is not None)
+            due = 0 < self.settings.save_minutes * 60 < time.monotonic() - clock["saved"]
+            if stop or self.world.any(due):
+                count_time()
+                self.save(last)
+                clock["saved"] = time.monotonic()
+            if stop:
+                raise Interrupted(_stopped(progress, steps), signal_number or 15)
+
+        def end_epoch() -> None:
+            count_time()
+            row, value = self._close_epoch()
+            on_epoch(row)
+            improved = value > progress.best_value
+            if improved:
+                progress.best_epoch, progress.best_value = progress.epoch, value
+            self.save(last)
+            clock["saved"] = time.monotonic()
+            if improved:
+                on_best()
+            signal_number = stop_requested()
+            if self.world.any(signal_number is not None) and progress.epoch < self.settings.epochs:
+                raise Interrupted(_stopped(progress, steps), signal_number or 15)
+
+        trainer.add_event_handler(Events.EPOCH_STARTED, start_epoch)
+        trainer.add_event_handler(Events.ITERATION_COMPLETED, after_step)
+        trainer.add_event_handler(Events.EPOCH_COMPLETED, end_epoch)
+        trainer.run()
+
+    def _agreed_moment(self) -> bool:
+        return self.world.size == 1 or self.progress.step % AGREE_STEPS == 0
+
+    def _check_loss(self, last_step: bool) -> None:
+        on_cpu = self.world.device.type == "cpu"
+        if not (on_cpu or last_step or self.progress.step % LOSS_CHECK_STEPS == 0):
+            return
+        bad = int(self.bad_step)
+        if bad:
+            epoch, step = divmod(bad - 1, len(self.train_batches))
+            lr = self.optimizer.param_groups[0]["lr"]
+            raise TrainingError(
+                f"the loss is not finite in epoch {epoch + 1}, step {step + 1} of "
+                f"{len(self.train_batches)}, at learning rate {lr:.3g}; the last checkpoint is from "
+                "before it. Lower --optim.lr-base, or set --optim.clip-grad 1"
+            )
+
+    def _close_epoch(self) -> tuple[dict[str, Any], float]:
+        progress, count = self.progress, self.train_batches.num_images
+        train_loss = float(self.world.sum(self.loss_sum.clone())) / count
+        train_seconds, started = progress.epoch_seconds, time.monotonic()
+        lr = self.optimizer.param_groups[0]["lr"]
+        prediction = self.predict(self.val_batches)
+        val_loss = self.loss_of(prediction)
+        scores = metrics.score(self.objective.kind, *self.probabilities_of(prediction))
+        val_seconds = time.monotonic() - started
+        progress.epoch += 1
+        progress.step = 0
+        progress.seconds += train_seconds + val_seconds
+        progress.epoch_seconds = 0.0
+        self.loss_sum.zero_()
+        row = {
+            "epoch": progress.epoch,
+            "train_loss": train_loss,
+            "val_loss": val_loss,
+            "val_acc": scores["acc"],
+            "val_auc": scores["auc"],
+            "lr": lr,
+            "epoch_seconds": round(train_seconds + val_seconds, 3),
+            "images_per_second": round(count / max(train_seconds, 1e-9), 1),
+        }
+        value = {"loss": -val_loss, "last": progress.epoch}.get(self.settings.select)
+        if value is None:
+            value = scores[self.settings.select]
+        return row, -math.inf if value is None or math.isnan(value) else value
+
+    # ---- evaluation ---------------------------------------------------------------------------
+
+    def predict(self, batches: Batches) -> Prediction:
+        """Run the model over a split; every process ends up with all of it, on the CPU.
+
+        Raises:
+            TrainingError: an output is not finite.
+        """
+        device, amp = self.world.device, self.world.device.type == "cuda"
+        evaluator = SupervisedEvaluator(
+            device=device,
+            val_data_loader=batches,
+            network=self.model,
+            prepare_batch=_prepare_batch,
+            decollate=False,
+            amp=amp,
+            amp_kwargs={"dtype": torch.bfloat16} if amp else None,
+        )
+        evaluator.logger.setLevel("CRITICAL")
+        shape = (batches.num_images, self.objective.num_outputs)
+        logits = torch.zeros(shape, device=device)
+        labels = torch.zeros((batches.num_images, batches.num_labels), dtype=torch.int64, device=device)
+
+        @evaluator.on(Events.ITERATION_COMPLETED)
+        def collect() -> None:
+            index = evaluator.state.batch["index"]
+            logits[index] = evaluator.state.output[CommonKeys.PRED].float()
+            labels[index] = evaluator.state.batch["label"]
+
+        evaluator.run()
+        self.world.sum(logits)
+        self.world.sum(labels)
+        if not torch.isfinite(logits).all():
+            raise TrainingError("the model's outputs are not finite; lower --optim.lr-base")
+        return Prediction(logits.cpu(), labels.cpu())
+
+    def loss_of(self, prediction: Prediction) -> float:
+        """Mean loss of a split, as in training but without drop path and flips."""
+        return float(self.objective.loss(prediction.logits, prediction.labels))
+
+    def probabilities_of(self, prediction: Prediction) -> tuple[Any, Any]:
+        """Labels and probabilities as arrays, for ``dogmed.metrics``."""
+        probabilities = self.objective.probabilities(prediction.logits)
+        return prediction.labels.numpy(), probabilities.double().numpy()
+
+    # ---- state --------------------------------------------------------------------------------
+
+    def save(self, path: Path, **extra: Any) -> None:
+        """Write everything that the rest of the run depends on (all processes take part)."""
+        self._check_loss(last_step=True)
+        mine = {"rng": checkpoint.rng_state(), "loss_sum": float(self.loss_sum)}
+        ranks = self.world.gather(mine)
+        if not self.world.is_main:
+            return
+        checkpoint.save(
+            path,
+            {
+                "progress": asdict(self.progress),
+                "model": self.model.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "scheduler": self.scheduler.state_dict(),
+                "ranks": ranks,
+                **self.extra_state,
+                **extra,
+            },
+        )
+
+    extra_state: dict[str, Any] = {}
+    """What the caller wants saved with every checkpoint (set on the instance)."""
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Take up a saved state; random number generators come last, so nothing draws after them.
+
+        Raises:
+            TrainingError: the state was saved by another number of processes.
+        """
+        if len(state["ranks"]) != self.world.size:
+            raise TrainingError(
+                f"the checkpoint was saved by {len(state['ranks'])} process(es) and cannot be continued "
+                f"by {self.world.size}; start as many as before, or give --resume never"
+            )
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        self.progress = Progress(**state["progress"])
+        mine = state["ranks"][self.world.rank]
+        self.loss_sum.fill_(mine["loss_sum"])
+        checkpoint.set_rng_state(mine["rng"])
+
+
+def _prepare_batch(batch: Any, *_: Any, **__: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Hand MONAI's engine the batch as it is: it lies on the device, normalised, already."""
+    return batch["image"], batch["label"]
+
+
+def _stopped(progress: Progress, steps: int) -> str:
+    where = f"epoch {progress.epoch + 1}, step {progress.step} of {steps}"
+    if progress.step == 0:
+        where = f"epoch {progress.epoch}"
+    return f"stopped after {where}; the state is saved, and the same command continues from there"

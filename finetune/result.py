@@ -1,0 +1,91 @@
+"""What a finished run leaves behind: scores with intervals, predictions, pictures, ``result.json``."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import resource
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dogmed import __version__, metrics, plots, stats
+from dogmed.data.loader import Batches
+from dogmed.finetune.folder import RunFolder
+from dogmed.finetune.loop import Loop
+
+LIBRARIES = ("torch", "timm", "monai", "medmnist", "numpy", "scikit-learn")
+
+
+def score_split(loop: Loop, batches: Batches, resamples: int) -> tuple[dict[str, Any], Any, Any]:
+    """Score the model as it stands on one split: metrics, labels (N, L), probabilities (N, C)."""
+    prediction = loop.predict(batches)
+    labels, probabilities = loop.probabilities_of(prediction)
+    kind = loop.objective.kind
+    scores = {"n": len(labels), "loss": loop.loss_of(prediction)}
+    scores |= metrics.score(kind, labels, probabilities)
+    if resamples:
+        intervals = stats.bootstrap_intervals(kind, labels, probabilities, resamples=resamples)
+        scores["intervals_95"] = {name: list(interval) for name, interval in intervals.items()}
+    return scores, labels, probabilities
+
+
+def draw(folder: RunFolder, kind: str, classes: tuple[str, ...], labels: Any, probabilities: Any) -> list[Path]:
+    """Draw learning curves, confusion matrix and ROC of the test split; returns the files."""
+    curves, confusion, roc = (
+        folder.root / name for name in ("learning_curves.png", "confusion_matrix.png", "roc.png")
+    )
+    plots.learning_curves(folder.rows(), curves)
+    plots.confusion_matrix(labels, probabilities, classes, confusion)
+    plots.roc(kind, labels, probabilities, classes, roc)
+    return [curves, confusion, roc]
+
+
+def peak_memory(device: torch.device) -> dict[str, int]:
+    """Largest memory of this process so far, in bytes, on the host and on the device."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    peak = {"host_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
+    if device.type == "cuda":
+        peak["device_bytes"] = torch.cuda.max_memory_allocated(device)
+    return peak
+
+
+def provenance(device: torch.device) -> dict[str, Any]:
+    """Versions, commit and machine: what one needs to know to run it again."""
+    versions = {"dogmed": __version__, "python": platform.python_version()}
+    versions |= {name: importlib.metadata.version(name) for name in LIBRARIES}
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name()
+    return {
+        "versions": versions,
+        "git_commit": _git_commit(),
+        "device": name,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _git_commit() -> str | None:
+    """The commit this code was checked out from, with ``+`` if files differ from it."""
+    here = Path(__file__).resolve().parent
+    try:
+        commit = _git(here, "rev-parse", "HEAD")
+        return commit + ("+" if _git(here, "status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _git(folder: Path, *words: str) -> str:
+    command = ["git", "-C", str(folder), *words]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def _cpu_name() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
