@@ -1,0 +1,66 @@
+"""The command line from outside: exit codes, one-line errors, quick help."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from dogmed import __version__, cli
+
+
+def run(*argv: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "dogmed", *argv]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+def test_help_lists_every_command_and_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; from dogmed import cli; cli.main(['--help']);"
+        "heavy = {'torch', 'monai', 'mlflow', 'numpy', 'timm', 'medmnist', 'pydantic', 'tyro'};"
+        "sys.exit(f'imported: {heavy & set(sys.modules)}' if heavy & set(sys.modules) else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for name in cli.COMMANDS:
+        assert f"  {name} " in done.stdout
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_every_command_explains_its_flags(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        cli.main([*name.split(), "--help"])
+    assert stop.value.code in (0, None)
+    printed = capsys.readouterr().out
+    assert f"usage: dogmed {name}" in printed
+    assert "--config" in printed
+
+
+def test_version() -> None:
+    assert run("--version").stdout.strip() == f"dogmed {__version__}"
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["fintune"], "unknown command 'fintune' (did you mean 'finetune'?)"),
+        (["data"], "which one? dogmed data list"),
+        (["data", "lst"], "did you mean 'data list'?"),
+        (["finetune", "--epochs", "x"], "--epochs"),
+        (["finetune"], "--task"),
+        (["finetune", "--task", "pathmnits"], "did you mean 'pathmnist'?"),
+    ],
+)
+def test_wrong_input_is_one_line_and_exit_code_2(argv: list[str], said: str) -> None:
+    done = run(*argv)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert said in done.stderr
+
+
+def test_debug_shows_the_traceback() -> None:
+    done = run("finetune", "--epochs", "x", "--debug")
+    assert done.returncode != 0
+    assert "Traceback" in done.stderr

@@ -1,0 +1,126 @@
+"""Configuration: recipes, files, flags, and what is said of wrong ones."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from importlib import resources
+from pathlib import Path
+
+import pytest
+import yaml
+
+from dogmed import config
+from dogmed.errors import ConfigError
+from dogmed.finetune.config import FinetuneConfig
+
+RECIPE = config.recipe("finetune/default")
+
+
+def parse(*argv: str) -> FinetuneConfig:
+    return config.parse(FinetuneConfig, argv, prog="dogmed finetune", base=RECIPE)
+
+
+def shipped_recipes() -> list[str]:
+    root = Path(str(resources.files("dogmed.configs")))
+    return [str(file.relative_to(root).with_suffix("")) for file in sorted(root.rglob("*.yaml"))]
+
+
+@pytest.mark.parametrize("name", shipped_recipes())
+def test_every_shipped_recipe_is_valid(name: str) -> None:
+    assert isinstance(config.build(FinetuneConfig, config.recipe(name)), FinetuneConfig)
+
+
+def test_the_default_recipe_names_every_field_and_no_class_has_defaults() -> None:
+    def leaves(values: dict, prefix: str = "") -> set[str]:
+        nested = [
+            leaves(v, f"{prefix}{k}.") if isinstance(v, dict) else {prefix + k}
+            for k, v in values.items()
+        ]
+        return set(itertools.chain.from_iterable(nested))
+
+    assert leaves(RECIPE) == set(config._leaves(FinetuneConfig))
+    for cls in (FinetuneConfig, *config._groups(FinetuneConfig).values()):
+        for field in dataclasses.fields(cls):
+            assert field.default is dataclasses.MISSING, field.name
+
+
+def test_every_flag_is_listed_here_so_that_a_new_one_is_a_decision() -> None:
+    assert config.flags(FinetuneConfig) == [
+        "--task", "--kind", "--data", "--model", "--init", "--size", "--upsample-from", "--epochs",
+        "--batch-size", "--seed", "--train-fraction", "--device", "--compile", "--cache",
+        "--data-dir", "--cache-dir", "--weights-dir", "--out", "--resume", "--tracking", "--dry-run",
+        "--optim.name", "--optim.lr-base", "--optim.lr", "--optim.weight-decay", "--optim.betas",
+        "--optim.schedule", "--optim.warmup-epochs", "--optim.min-lr", "--optim.clip-grad",
+        "--loss.label-smoothing", "--loss.ordinal", "--net.drop-path", "--augment.hflip",
+        "--eval.select", "--eval.batch-size", "--eval.resamples", "--checkpoint.minutes",
+    ]  # fmt: skip
+
+
+def test_flags_win_over_the_file_and_the_file_over_the_recipe(tmp_path: Path) -> None:
+    file = tmp_path / "my.yaml"
+    file.write_text("task: bloodmnist\nepochs: 7\noptim: {lr: 5e-4}\nnet.drop_path: 0\n")
+    parsed = parse("--config", str(file), "--epochs", "3", "--optim.betas", "0.8", "0.9")
+    assert (parsed.task, parsed.epochs, parsed.optim.lr) == ("bloodmnist", 3, 5e-4)
+    assert (parsed.net.drop_path, parsed.optim.betas) == (0.0, (0.8, 0.9))
+    assert parsed.optim.lr_base == RECIPE["optim"]["lr_base"]
+
+
+def test_a_resolved_configuration_reads_back_equal(tmp_path: Path) -> None:
+    first = parse("--task", "chestmnist", "--data-dir", "some/where", "--optim.lr", "0.001")
+    file = tmp_path / "config.yaml"
+    file.write_text(config.to_yaml(first))
+    assert parse("--config", str(file)) == first
+    assert yaml.safe_load(file.read_text())["data_dir"] == str(Path("some/where"))
+
+
+def test_booleans_are_switches() -> None:
+    assert parse("--dry-run").dry_run is True
+    assert parse("--dry-run", "--no-dry-run").dry_run is False
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["--epoch", "3"], ["--epoch", "did you mean '--epochs'"]),
+        (["--optim.lrr", "3"], ["did you mean '--optim.lr'"]),
+        (["--epochs", "x"], ["--epochs", "'x'"]),
+        (["--epochs", "0"], ["epochs", "greater than 0", "got 0"]),
+        (["--train-fraction", "1.5"], ["train_fraction", "less than or equal to 1"]),
+        (["--cache", "dsk"], ["--cache", "'dsk'", "did you mean 'disk'"]),
+        (["--task"], ["--task"]),
+        (["stray"], ["stray"]),
+        (["--config", "missing.yaml"], ["missing.yaml", "cannot be read"]),
+        (["--config"], ["--config needs a YAML file"]),
+    ],
+)
+def test_wrong_flags_are_told_in_one_line(argv: list[str], said: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse(*argv)
+    message = str(caught.value)
+    assert "\n" not in message
+    for part in said:
+        assert part in message
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("epoch: 3", "unknown key 'epoch' (did you mean 'epochs'?)"),
+        ("optim: {lrr: 1}", "unknown key 'optim.lrr' (did you mean 'lr'?)"),
+        ("optim.lrr: 1", "unknown key 'optim.lrr'"),
+        ("epochs: many", "epochs: Input should be a valid integer"),
+        ("optim: {lr: -1}", "optim.lr: Input should be greater than 0"),
+        ("optim: 3", "optim"),
+        ("a: [1", "not valid YAML at line"),
+        ("- a", "expected 'option: value' lines"),
+    ],
+)
+def test_wrong_files_are_told_in_one_line(tmp_path: Path, text: str, said: str) -> None:
+    file = tmp_path / "bad.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        parse("--config", str(file))
+    assert "\n" not in str(caught.value)
+    assert said in str(caught.value)
+    assert "bad.yaml" in str(caught.value)
