@@ -1,0 +1,21 @@
+"""Models: importing this package registers the DoGNeXt family in timm."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from dogmed.models.dog import DoGConv2d
+from dogmed.models.dognext import DoGNeXt
+
+if TYPE_CHECKING:
+    from dogmed.models.factory import build_model
+
+__all__ = ["DoGConv2d", "DoGNeXt", "build_model"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "build_model":
+        from dogmed.models.factory import build_model
+
+        return build_model
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
