@@ -1,0 +1,216 @@
+"""Reading MedMNIST's npz format as a stream: constant memory, checksums, nothing unpickled.
+
+``numpy.load`` ignores ``mmap_mode`` for npz and would hold up to 16 GB; here each member of the
+zip is read piece by piece. Every error is one line that names the file, the key and the remedy.
+"""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+from numpy.lib import format as npy_format
+
+from dogmed.data.tasks import SPLITS
+from dogmed.errors import DataError, nearest
+
+KEYS = tuple(f"{split}_{what}" for split in SPLITS for what in ("images", "labels"))
+CHUNK_BYTES = 4 << 20
+_MAGIC = {(1, 0): npy_format.read_array_header_1_0, (2, 0): npy_format.read_array_header_2_0}
+
+
+@dataclass(frozen=True)
+class Member:
+    """One array of the file, as its header declares it."""
+
+    key: str
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    fortran: bool
+
+    @property
+    def bytes(self) -> int:
+        return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
+
+
+@dataclass(frozen=True)
+class NpzSource:
+    """An npz file whose headers were found to be in order; the content is checked as it streams."""
+
+    path: Path
+    members: dict[str, Member]
+    extra: tuple[str, ...]
+
+    def samples(self, split: str) -> int:
+        return self.members[f"{split}_images"].shape[0]
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        height, width = self.members["train_images"].shape[1:3]
+        return height, width
+
+    @property
+    def channels(self) -> int:
+        shape = self.members["train_images"].shape
+        return shape[3] if len(shape) == 4 else 1
+
+    def labels(self, split: str) -> np.ndarray:
+        """The labels of a split as (N, L) int64."""
+        member = self.members[f"{split}_labels"]
+        data = b"".join(self._stream(member, CHUNK_BYTES))
+        order = "F" if member.fortran else "C"
+        array = np.frombuffer(data, member.dtype).reshape(member.shape, order=order)  # type: ignore[call-overload]
+        if member.dtype.kind == "u" and array.size and int(array.max()) > np.iinfo(np.int64).max:
+            raise DataError(f"{self.path}: {member.key} holds values beyond 64-bit integers")
+        array = array.astype(np.int64)
+        return array[:, None] if array.ndim == 1 else array  # (N,) -> (N, 1)
+
+    def images(self, split: str) -> Iterator[np.ndarray]:
+        """The images of a split in order, in pieces of about 4 MB: (n, H, W) or (n, H, W, 3) uint8."""
+        member = self.members[f"{split}_images"]
+        shape = member.shape[1:3] if self.channels == 1 else member.shape[1:]
+        row = max(1, int(np.prod(shape)))
+        for data in self._stream(member, max(1, CHUNK_BYTES // row) * row):
+            yield np.frombuffer(data, np.uint8).reshape(-1, *shape)
+
+    def _stream(self, member: Member, piece: int) -> Iterator[bytes]:
+        """The array's bytes in pieces of ``piece``; the zip's CRC is checked at the end."""
+        where = f"{self.path}: {member.key}"
+        try:
+            with zipfile.ZipFile(self.path) as archive, archive.open(f"{member.key}.npy") as stream:
+                _read_header(stream, where)
+                left = member.bytes
+                while left:
+                    data = stream.read(min(piece, left))
+                    if len(data) != min(piece, left):
+                        raise DataError(
+                            f"{where} ends {left - len(data)} bytes too early for shape "
+                            f"{member.shape}; the file is damaged, fetch or save it again"
+                        )
+                    left -= len(data)
+                    yield data
+                if stream.read(1):  # the last read also makes zipfile compare the CRC
+                    raise DataError(f"{where} holds more bytes than its shape {member.shape}; save it again")
+        except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError) as error:
+            raise _damaged(where, error) from error
+
+
+def open_npz(path: Path) -> NpzSource:
+    """Check the six arrays' headers of a MedMNIST-style file and return it ready to stream.
+
+    Raises DataError when the file is not a zip, is cut off, lacks a key, holds pickled objects, or
+    has arrays of another type or shape than uint8 images (N, H, W[, 3]) and integer labels (N[, L]).
+    """
+    if not path.is_file():
+        raise DataError(f"there is no file {path}")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = [n.removesuffix(".npy") for n in archive.namelist()]
+            for key in KEYS:
+                if key not in names:
+                    raise DataError(
+                        f"{path}: no array '{key}'{nearest(key, names)}; MedMNIST's format has the keys "
+                        f"{', '.join(KEYS)}, this file has {', '.join(names) or 'none'}"
+                    )
+            members = {}
+            for key in KEYS:
+                with archive.open(f"{key}.npy") as stream:
+                    members[key] = Member(key, *_read_header(stream, f"{path}: {key}"))
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError) as error:
+        raise _damaged(str(path), error, path) from error
+    for split in SPLITS:
+        _check_images(path, members[f"{split}_images"], members["train_images"])
+        _check_label_member(path, members[f"{split}_labels"], members[f"{split}_images"], members)
+    return NpzSource(path, members, tuple(sorted(set(names) - set(KEYS))))
+
+
+def _read_header(stream: IO[bytes], where: str) -> tuple[tuple[int, ...], np.dtype, bool]:
+    """Shape, dtype and order from an .npy header, leaving the stream at the data."""
+    try:
+        version = npy_format.read_magic(stream)
+        if version not in _MAGIC:
+            raise DataError(f"{where}: .npy version {version} is not supported; save it with numpy.savez")
+        shape, fortran, dtype = _MAGIC[version](stream)
+    except DataError:
+        raise
+    except ValueError as error:
+        reason = str(error).splitlines()[0]
+        raise DataError(f"{where} is not a numpy array ({reason}); save it with numpy.savez") from error
+    if dtype.hasobject:
+        raise DataError(
+            f"{where} holds pickled Python objects (dtype object), which are never loaded; "
+            f"save plain arrays: images uint8, labels integers, all of one shape"
+        )
+    return shape, dtype, fortran
+
+
+def _check_images(path: Path, member: Member, train: Member) -> None:
+    where, shape = f"{path}: {member.key}", member.shape
+    if member.dtype != np.uint8:
+        advice = (
+            "scale them to 0..255 and save as uint8" if member.dtype.kind == "f" else "save them as uint8"
+        )
+        raise DataError(f"{where} is {member.dtype}, expected uint8; {advice}")
+    if len(shape) not in (3, 4) or (len(shape) == 4 and shape[3] not in (1, 3)):
+        advice = "stack the images along the first axis"
+        if len(shape) == 4 and shape[1] in (1, 3):
+            advice = "move the channels last with .transpose(0, 2, 3, 1)"
+        elif len(shape) == 4:
+            advice = "dogmed classifies 2D images; volumes are not supported"
+        raise DataError(f"{where} has shape {shape}, expected (N, H, W) or (N, H, W, 3); {advice}")
+    if min(shape[:3]) == 0:
+        raise DataError(f"{where} has shape {shape}: it holds no image; every split needs at least one")
+    if shape[1:] != train.shape[1:]:
+        raise DataError(
+            f"{where} has images of shape {shape[1:]}, but train_images of {train.shape[1:]}; "
+            f"all splits need one shape"
+        )
+    if member.fortran:
+        raise DataError(
+            f"{where} is stored in Fortran order, which cannot be streamed image by image; "
+            f"save numpy.ascontiguousarray(images)"
+        )
+
+
+def _check_label_member(
+    path: Path, member: Member, images: Member, members: dict[str, Member]
+) -> None:
+    where, shape = f"{path}: {member.key}", member.shape
+    if member.dtype.kind not in "iub":
+        raise DataError(f"{where} is {member.dtype}, expected integers; save labels.astype('int64')")
+    if len(shape) not in (1, 2) or (len(shape) == 2 and shape[1] == 0):
+        raise DataError(f"{where} has shape {shape}, expected (N,), (N, 1) or (N, labels)")
+    if shape[0] != images.shape[0]:
+        raise DataError(
+            f"{where} has {shape[0]} rows, but {images.key} has {images.shape[0]} images; "
+            f"each image needs one row"
+        )
+    width, train_width = (m.shape[1:] or (1,) for m in (member, members["train_labels"]))
+    if width != train_width:
+        raise DataError(f"{where} has {width[0]} columns, but train_labels has {train_width[0]}")
+
+
+def _damaged(where: str, error: Exception, path: Path | None = None) -> DataError:
+    """Say what kind of broken file this is."""
+    if isinstance(error, OSError) and not isinstance(error, EOFError) and error.errno:
+        return DataError(f"{where} cannot be read: {error.strerror}")
+    start = b""
+    if path is not None:
+        with path.open("rb") as file:
+            start = file.read(16)
+    if path is not None and not start:
+        return DataError(f"{where} is empty; fetch or save it again")
+    if start.lstrip()[:1] == b"<":
+        return DataError(f"{where} is a web page, not an npz file; the download was refused, fetch it again")
+    if start.startswith(b"\x93NUMPY"):
+        return DataError(f"{where} is a single .npy array; save the six arrays with numpy.savez")
+    if start and not start.startswith(b"PK"):
+        return DataError(f"{where} is not an npz (zip) file; save it with numpy.savez")
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return DataError(f"{where} is truncated or damaged ({reason}); fetch or save it again")
