@@ -30,8 +30,8 @@ COMMANDS = {
     ),
     "ui": Command(
         "open the MLflow UI on this project's runs",
-        "dogmed.tracking:UiConfig",
-        "dogmed.tracking:ui",
+        "dogmed.ui:UiConfig",
+        "dogmed.ui:ui",
     ),
     "data list": Command(
         "list the tasks, their licences and what is on this machine",

@@ -119,9 +119,23 @@ def merge(low: Mapping[str, Any], high: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
+def to_dict(config: Any) -> dict[str, Any]:
+    """Give a configuration as nested plain values, as YAML and JSON hold them."""
+    return _plain(dataclasses.asdict(config))
+
+
 def to_yaml(config: Any) -> str:
     """Write a configuration as YAML that ``--config`` reads back to an equal one."""
-    return yaml.safe_dump(_plain(dataclasses.asdict(config)), sort_keys=False)
+    return yaml.safe_dump(to_dict(config), sort_keys=False)
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Turn nested values into one level with dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        nested = isinstance(value, Mapping)
+        flat |= flatten(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
+    return flat
 
 
 def flags(cls: type) -> list[str]:

@@ -77,8 +77,8 @@ class RunFolder:
         """
         if not self.config.is_file():
             return
-        old = _flat(configuration.read_yaml(self.config))
-        new = _flat(configuration.to_dict(config))
+        old = configuration.flatten(configuration.read_yaml(self.config))
+        new = configuration.flatten(configuration.to_dict(config))
         changed = [
             f"--{key.replace('_', '-')} {old.get(key)} -> {new.get(key)}"
             for key in sorted(old.keys() | new.keys())
@@ -144,12 +144,3 @@ def _slug(text: str) -> str:
     text = text.rstrip("/").replace("hf-hub:", "")
     return re.sub(r"[^A-Za-z0-9._-]+", "_", text).strip("._") or "unnamed"
 
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, dict):
-            flat.update(_flat(value, f"{prefix}{key}."))
-        else:
-            flat[prefix + key] = value
-    return flat
