@@ -20,7 +20,13 @@ class _Transient(Exception):  # noqa: N818
 
 
 def download(
-    url: str, target: Path, *, md5: str, progress: Progress, backoff: float = 1.0, timeout: float = 30.0
+    url: str,
+    target: Path,
+    *,
+    md5: str,
+    progress: Progress,
+    backoff: float = 1.0,
+    timeout: float = 30.0,
 ) -> Path:
     """Fetch ``url`` to ``target``, going on from ``<target>.part`` where an earlier try stopped.
 
@@ -71,7 +77,9 @@ def _fetch(url: str, part: Path, progress: Progress, timeout: float) -> None:
         if answer.status_code in _TRANSIENT:
             raise _Transient(f"the server answered {answer.status_code} {answer.reason}")
         if answer.status_code not in (200, 206):
-            raise DataError(_by_hand(url, part, f"was answered {answer.status_code} {answer.reason}"))
+            raise DataError(
+                _by_hand(url, part, f"was answered {answer.status_code} {answer.reason}")
+            )
         if "text/html" in answer.headers.get("Content-Type", ""):
             raise DataError(_by_hand(url, part, "was answered with a web page instead of the file"))
         resumed = answer.status_code == 206
@@ -82,12 +90,16 @@ def _fetch(url: str, part: Path, progress: Progress, timeout: float) -> None:
         length = answer.headers.get("Content-Length")
         expected = done + int(length) if length is not None else None
         if expected is not None:
-            check_space(part.parent, expected - done, f"downloading {part.name.removesuffix('.part')}")
+            check_space(
+                part.parent, expected - done, f"downloading {part.name.removesuffix('.part')}"
+            )
         progress.start(f"downloading {part.name.removesuffix('.part')}", expected, done)
         with part.open("ab" if resumed else "wb") as file:
             for data in answer.iter_content(1 << 16):
                 if not done and not data.startswith(b"PK"):
-                    raise DataError(_by_hand(url, part, "was answered with something that is no npz file"))
+                    raise DataError(
+                        _by_hand(url, part, "was answered with something that is no npz file")
+                    )
                 file.write(data)
                 done += len(data)
                 progress.advance(len(data))
@@ -107,4 +119,6 @@ def _reason(error: Exception) -> str:
 
 def _by_hand(url: str, target: Path, what: str) -> str:
     name = target.name.removesuffix(".part")
-    return f"{url} {what}; fetch it yourself, keep the name {name}, and pass its folder as --data-dir"
+    return (
+        f"{url} {what}; fetch it yourself, keep the name {name}, and pass its folder as --data-dir"
+    )

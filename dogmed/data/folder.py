@@ -43,7 +43,7 @@ class FolderSource:
         return np.array(self.targets[split], dtype=np.int64)[:, None]
 
     def images(self, split: str, size: int) -> Iterator[np.ndarray]:
-        """The images in file order, resized to ``size``: (n, size, size) or (n, size, size, 3) uint8."""
+        """The images in file order at ``size``: (n, size, size) or (n, size, size, 3) uint8."""
         paths = iter(self.files[split])
         with ThreadPoolExecutor(_THREADS) as pool:
             while chunk := list(islice(paths, _CHUNK)):
@@ -55,7 +55,7 @@ class FolderSource:
 
 
 def resize(image: Image.Image, size: int) -> Image.Image:
-    """To size × size pixels, bilinear; PIL widens the filter when it shrinks, so nothing aliases."""
+    """To size × size pixels, bilinear; PIL widens the filter to shrink, so nothing aliases."""
     if image.size == (size, size):
         return image
     return image.resize((size, size), Image.Resampling.BILINEAR)
@@ -84,7 +84,9 @@ def _check_mode(image: Image.Image, path: Path) -> None:
             f"{image.mode}); save it as 8-bit: which range of values to keep is for you to choose"
         )
     if getattr(image, "n_frames", 1) > 1:
-        raise DataError(f"{path} holds {image.n_frames} frames; save the one to classify as its own file")  # type: ignore[attr-defined]
+        raise DataError(
+            f"{path} holds {image.n_frames} frames; save the one to classify as its own file"
+        )  # type: ignore[attr-defined]
 
 
 def scan_folder(path: Path) -> FolderSource:
@@ -107,7 +109,9 @@ def scan_folder(path: Path) -> FolderSource:
     digest = hashlib.sha256()
     for split in SPLITS:
         _check_classes(path, split, classes)
-        found = [(p, i) for i, name in enumerate(classes) for p in _images(path / split / name, ignored)]
+        found = [
+            (p, i) for i, name in enumerate(classes) for p in _images(path / split / name, ignored)
+        ]
         if not found:
             raise DataError(f"{path / split} holds no image ({', '.join(SUFFIXES)})")
         files[split], targets[split] = [p for p, _ in found], [i for _, i in found]
@@ -149,7 +153,8 @@ def _check_classes(path: Path, split: str, classes: tuple[str, ...]) -> None:
     for name in classes:
         if name not in here:
             raise DataError(
-                f"{path / split} has no folder '{name}'{nearest(name, here)}; all splits need the same "
+                f"{path / split} has no folder '{name}'{nearest(name, here)}; all splits "
+                "need the same "
                 f"class folders (an empty one is allowed)"
             )
 

@@ -13,7 +13,9 @@ from dogmed.errors import ConfigError, DataError, nearest
 def check_kind(kind: str | None) -> Kind | None:
     """``kind`` itself when it is one of the four (or None); ConfigError otherwise."""
     if kind is not None and kind not in KINDS:
-        raise ConfigError(f"unknown kind '{kind}'{nearest(kind, KINDS)}; expected one of {', '.join(KINDS)}")
+        raise ConfigError(
+            f"unknown kind '{kind}'{nearest(kind, KINDS)}; expected one of {', '.join(KINDS)}"
+        )
     return cast("Kind | None", kind)
 
 
@@ -21,14 +23,15 @@ def infer_kind(labels: dict[str, np.ndarray], where: str) -> Kind:
     """The kind that the labels of all splits, each (N, L), speak for.
 
     Several columns of 0/1 are multi-label; one column with two values is binary and with more is
-    multi-class. Ordinal is never inferred: numbers alone do not say that their order means anything.
+    multi-class. Ordinal is never inferred: numbers alone do not say that their order matters.
     """
     stacked = np.concatenate(list(labels.values()))
     values = np.unique(stacked)
     if stacked.shape[1] > 1:
         if not np.isin(values, (0, 1)).all():
             raise DataError(
-                f"{where}: labels with {stacked.shape[1]} columns are read as multi-label and must be "
+                f"{where}: labels with {stacked.shape[1]} columns are read as multi-label "
+                "and must be "
                 f"0 or 1, found {_some(values)}"
             )
         return "multi-label"
@@ -38,7 +41,7 @@ def infer_kind(labels: dict[str, np.ndarray], where: str) -> Kind:
 
 
 def count_classes(labels: dict[str, np.ndarray], kind: Kind, where: str) -> int:
-    """Number of classes of the user's own labels, which must be exactly 0..C-1 (multi-label: 0/1)."""
+    """Number of classes of the user's own labels, which must be 0..C-1 (multi-label: 0/1)."""
     stacked = np.concatenate(list(labels.values()))
     values = np.unique(stacked)
     if kind == "multi-label":
@@ -71,7 +74,8 @@ def check_labels(labels: np.ndarray, task: Task, where: str) -> None:
     wrong = np.flatnonzero((labels < 0).any(axis=1) | (labels > highest).any(axis=1))
     if len(wrong):
         raise DataError(
-            f"{where}: label {labels[wrong[0]].tolist()} of image {wrong[0]} is outside 0..{highest} "
+            f"{where}: label {labels[wrong[0]].tolist()} of image {wrong[0]} is outside "
+            f"0..{highest} "
             f"of {task.name} ({len(wrong)} such); correct the labels or choose another --task"
         )
 

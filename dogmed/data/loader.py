@@ -29,7 +29,7 @@ T = TypeVar("T")
 class Batches:
     """The batches of one split, on a device.
 
-    ``images`` is (N, H, W) or (N, H, W, 3) uint8, usually memory-mapped; ``labels`` (N, L) integers.
+    ``images`` is (N, H, W) or (N, H, W, 3) uint8, often memory-mapped; ``labels`` (N, L) integers.
     ``mean`` and ``std`` are per RGB channel on the scale 0..1; ``hflip`` is the probability of a
     horizontal flip in training. ``batch_size`` counts the images of all ``world_size`` processes
     together: rank r gets every world_size-th image of each batch, from the r-th on. ``indices``
@@ -38,11 +38,11 @@ class Batches:
     In training the order is shuffled, and a last, smaller batch is left out when it would give a
     process fewer than two images. In evaluation the order is 0..N-1 without flips.
 
-    Iterating yields dicts of ``image`` (B, 3, H, W) float32 channels_last and ``label`` (B, L) int64
-    on the device, and ``index`` (B,) int64 on the CPU: the image's place in the split.
+    Iterating yields dicts of ``image`` (B, 3, H, W) float32 channels_last and ``label`` (B, L)
+    int64 on the device, and ``index`` (B,) int64 on the CPU: the image's place in the split.
     ``cache_used`` says where the pixels are kept and ``resident_bytes`` how many there are.
 
-    Raises ConfigError for arguments that do not fit, DataError when the asked-for cache is too small.
+    Raises ConfigError for arguments that do not fit, DataError when the cache asked for is too big.
     """
 
     def __init__(
@@ -64,7 +64,8 @@ class Batches:
     ):
         if batch_size < world_size or not 0 <= rank < world_size:
             raise ConfigError(
-                f"batch size {batch_size} cannot be shared by {world_size} processes (rank {rank}); "
+                f"batch size {batch_size} cannot be shared by {world_size} processes "
+                f"(rank {rank}); "
                 f"raise --batch-size to at least {world_size}"
             )
         assert images.dtype == np.uint8 and images.ndim in (3, 4) and len(images) == len(labels)
@@ -78,8 +79,7 @@ class Batches:
         self.labels = torch.from_numpy(labels[indices].astype(np.int64)).to(self.device)
         scale = torch.tensor([1 / (255 * s) for s in std], dtype=torch.float32)
         shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], dtype=torch.float32)
-        self._scale = scale.view(1, 3, 1, 1).to(self.device)
-        self._shift = shift.view(1, 3, 1, 1).to(self.device)
+        self._scale, self._shift = scale.to(self.device), shift.to(self.device)
         self._keep(images, indices, cache)
 
     def _keep(self, images: np.ndarray, indices: np.ndarray, cache: Cache) -> None:
@@ -108,7 +108,8 @@ class Batches:
         return full + int(rest > self.rank)
 
     def set_epoch(self, epoch: int, start_step: int = 0) -> None:
-        """Choose the epoch to iterate next, and the step in it to start from (to resume in its middle)."""
+        """Choose the epoch to iterate next, and the step to start from (to resume in "
+        "its middle)."""
         self.epoch, self.start_step = epoch, start_step
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
@@ -123,9 +124,11 @@ class Batches:
             gathered = ((p, self._take(p)) for p in positions)
         for p, raw in gathered:
             raw = raw.to(self.device, non_blocking=True)
-            flip = None if flips is None else flips[p].to(self.device, non_blocking=True)
+            flipped = None
+            if flips is not None:  # found on the CPU, so that the device need not wait
+                flipped = flips[p].nonzero()[:, 0].to(self.device, non_blocking=True)
             yield {
-                "image": self.to_network(raw, flip),
+                "image": self.to_network(raw, flipped),
                 "label": self.labels[p.to(self.device, non_blocking=True)],
                 "index": self.index[p],
             }
@@ -154,13 +157,19 @@ class Batches:
             return self._take_resident(positions)
         return torch.from_numpy(np.asarray(self._images[self._rows[positions].numpy()]))
 
-    def to_network(self, raw: torch.Tensor, flip: torch.Tensor | None) -> torch.Tensor:
-        """uint8 (B, H, W[, 3]) -> float32 (B, 3, H, W) channels_last, flipped where ``flip`` (B,) is set."""
-        x = raw.unsqueeze(1) if raw.ndim == 3 else raw.permute(0, 3, 1, 2)  # (B, 1 or 3, H, W)
-        if flip is not None:
-            x = torch.where(flip[:, None, None, None], x.flip(-1), x)
-        x = torch.addcmul(self._shift, x.float(), self._scale)  # grey becomes RGB by broadcasting
-        return x.contiguous(memory_format=torch.channels_last)
+    def to_network(self, raw: torch.Tensor, flipped: torch.Tensor | None) -> torch.Tensor:
+        """uint8 (B, H, W[, 3]) -> float32 (B, 3, H, W) channels_last, rows ``flipped`` mirrored.
+
+        ``raw`` is used up: the flips are done in it.
+        """
+        if flipped is not None:
+            raw.index_copy_(0, flipped, raw.index_select(0, flipped).flip(2))
+        if raw.ndim == 3:
+            raw = raw.unsqueeze(-1).expand(-1, -1, -1, 3)  # (B, H, W) -> (B, H, W, 3)
+        b, h, w, c = raw.shape
+        x = raw.reshape(b, h, w * c).float()  # long rows: three times as fast on a CPU
+        x = x.mul_(self._scale.repeat(w)).add_(self._shift.repeat(w))
+        return x.view(b, h, w, c).permute(0, 3, 1, 2)  # (B, 3, H, W), channels_last in memory
 
 
 def choose_cache(
@@ -168,11 +177,12 @@ def choose_cache(
 ) -> Literal["device", "ram", "disk"]:
     """Where ``needed`` bytes of pixels are to live; on a CPU "device" and "ram" are the same.
 
-    ``auto`` takes the device, else the RAM, when the pixels fill at most half of what is free there.
+    ``auto`` takes the device, else the RAM, if the pixels fill at most half of what is free there.
     """
     if cache not in get_args(Cache):
         raise ConfigError(
-            f"unknown cache '{cache}'{nearest(cache, get_args(Cache))}; expected auto, device, ram or disk"
+            f"unknown cache '{cache}'{nearest(cache, get_args(Cache))}; expected auto, "
+            "device, ram or disk"
         )
     if cache == "disk":
         return "disk"
@@ -202,7 +212,7 @@ def _free_ram() -> int:
 def ahead(items: Iterator[T], depth: int) -> Iterator[T]:
     """``items``, computed up to ``depth`` in advance by a thread.
 
-    An exception of ``items`` is raised here; the thread ends when this iterator is closed or dropped.
+    An exception of ``items`` is raised here; the thread ends when this iterator is closed.
     """
     done = object()
     ready: queue.Queue[Any] = queue.Queue(maxsize=depth)
@@ -245,8 +255,8 @@ def stratified_fraction(labels: np.ndarray, fraction: float, seed: int, kind: st
     """Sorted indices of about ``fraction`` of the rows of ``labels`` (N, L), class by class.
 
     Every class keeps its share and at least one image (multi-label: every label that occurs keeps
-    at least one positive). With one column, a smaller fraction is a part of a larger one of the same
-    seed. Raises ConfigError unless 0 < fraction <= 1.
+    at least one positive). With one column, a smaller fraction is a part of a larger one of the
+    same seed. Raises ConfigError unless 0 < fraction <= 1.
     """
     if not 0 < fraction <= 1:
         raise ConfigError(f"train fraction is {fraction}, expected more than 0 and at most 1")

@@ -6,9 +6,10 @@ zip is read piece by piece. Every error is one line that names the file, the key
 
 from __future__ import annotations
 
+import os
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -72,7 +73,7 @@ class NpzSource:
         return array[:, None] if array.ndim == 1 else array  # (N,) -> (N, 1)
 
     def images(self, split: str) -> Iterator[np.ndarray]:
-        """The images of a split in order, in pieces of about 4 MB: (n, H, W) or (n, H, W, 3) uint8."""
+        """The images of a split in order, 4 MB at a time: (n, H, W) or (n, H, W, 3) uint8."""
         member = self.members[f"{split}_images"]
         shape = member.shape[1:3] if self.channels == 1 else member.shape[1:]
         row = max(1, int(np.prod(shape)))
@@ -96,7 +97,9 @@ class NpzSource:
                     left -= len(data)
                     yield data
                 if stream.read(1):  # the last read also makes zipfile compare the CRC
-                    raise DataError(f"{where} holds more bytes than its shape {member.shape}; save it again")
+                    raise DataError(
+                        f"{where} holds more bytes than its shape {member.shape}; save it again"
+                    )
         except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError) as error:
             raise _damaged(where, error) from error
 
@@ -105,7 +108,7 @@ def open_npz(path: Path) -> NpzSource:
     """Check the six arrays' headers of a MedMNIST-style file and return it ready to stream.
 
     Raises DataError when the file is not a zip, is cut off, lacks a key, holds pickled objects, or
-    has arrays of another type or shape than uint8 images (N, H, W[, 3]) and integer labels (N[, L]).
+    has other arrays than uint8 images (N, H, W[, 3]) and integer labels (N[, L]).
     """
     if not path.is_file():
         raise DataError(f"there is no file {path}")
@@ -115,7 +118,8 @@ def open_npz(path: Path) -> NpzSource:
             for key in KEYS:
                 if key not in names:
                     raise DataError(
-                        f"{path}: no array '{key}'{nearest(key, names)}; MedMNIST's format has the keys "
+                        f"{path}: no array '{key}'{nearest(key, names)}; MedMNIST's "
+                        "format has the keys "
                         f"{', '.join(KEYS)}, this file has {', '.join(names) or 'none'}"
                     )
             members = {}
@@ -130,18 +134,40 @@ def open_npz(path: Path) -> NpzSource:
     return NpzSource(path, members, tuple(sorted(set(names) - set(KEYS))))
 
 
+def write_npz(
+    path: Path, arrays: Iterable[tuple[str, tuple[int, ...], np.dtype, Iterable[np.ndarray]]]
+) -> None:
+    """Write (key, shape, dtype, pieces) arrays as an uncompressed npz, piece by piece, whole or not."""
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        with zipfile.ZipFile(part, "w", zipfile.ZIP_STORED) as archive:
+            for key, shape, dtype, pieces in arrays:
+                with archive.open(f"{key}.npy", "w", force_zip64=True) as stream:
+                    header = {"descr": dtype.str, "fortran_order": False, "shape": shape}
+                    npy_format.write_array_header_1_0(stream, header)
+                    for piece in pieces:
+                        stream.write(np.ascontiguousarray(piece, dtype).data)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
 def _read_header(stream: IO[bytes], where: str) -> tuple[tuple[int, ...], np.dtype, bool]:
     """Shape, dtype and order from an .npy header, leaving the stream at the data."""
     try:
         version = npy_format.read_magic(stream)
         if version not in _MAGIC:
-            raise DataError(f"{where}: .npy version {version} is not supported; save it with numpy.savez")
+            raise DataError(
+                f"{where}: .npy version {version} is not supported; save it with numpy.savez"
+            )
         shape, fortran, dtype = _MAGIC[version](stream)
     except DataError:
         raise
     except ValueError as error:
         reason = str(error).splitlines()[0]
-        raise DataError(f"{where} is not a numpy array ({reason}); save it with numpy.savez") from error
+        raise DataError(
+            f"{where} is not a numpy array ({reason}); save it with numpy.savez"
+        ) from error
     if dtype.hasobject:
         raise DataError(
             f"{where} holds pickled Python objects (dtype object), which are never loaded; "
@@ -154,7 +180,9 @@ def _check_images(path: Path, member: Member, train: Member) -> None:
     where, shape = f"{path}: {member.key}", member.shape
     if member.dtype != np.uint8:
         advice = (
-            "scale them to 0..255 and save as uint8" if member.dtype.kind == "f" else "save them as uint8"
+            "scale them to 0..255 and save as uint8"
+            if member.dtype.kind == "f"
+            else "save them as uint8"
         )
         raise DataError(f"{where} is {member.dtype}, expected uint8; {advice}")
     if len(shape) not in (3, 4) or (len(shape) == 4 and shape[3] not in (1, 3)):
@@ -165,7 +193,9 @@ def _check_images(path: Path, member: Member, train: Member) -> None:
             advice = "dogmed classifies 2D images; volumes are not supported"
         raise DataError(f"{where} has shape {shape}, expected (N, H, W) or (N, H, W, 3); {advice}")
     if min(shape[:3]) == 0:
-        raise DataError(f"{where} has shape {shape}: it holds no image; every split needs at least one")
+        raise DataError(
+            f"{where} has shape {shape}: it holds no image; every split needs at least one"
+        )
     if shape[1:] != train.shape[1:]:
         raise DataError(
             f"{where} has images of shape {shape[1:]}, but train_images of {train.shape[1:]}; "
@@ -183,7 +213,9 @@ def _check_label_member(
 ) -> None:
     where, shape = f"{path}: {member.key}", member.shape
     if member.dtype.kind not in "iub":
-        raise DataError(f"{where} is {member.dtype}, expected integers; save labels.astype('int64')")
+        raise DataError(
+            f"{where} is {member.dtype}, expected integers; save labels.astype('int64')"
+        )
     if len(shape) not in (1, 2) or (len(shape) == 2 and shape[1] == 0):
         raise DataError(f"{where} has shape {shape}, expected (N,), (N, 1) or (N, labels)")
     if shape[0] != images.shape[0]:
@@ -207,7 +239,9 @@ def _damaged(where: str, error: Exception, path: Path | None = None) -> DataErro
     if path is not None and not start:
         return DataError(f"{where} is empty; fetch or save it again")
     if start.lstrip()[:1] == b"<":
-        return DataError(f"{where} is a web page, not an npz file; the download was refused, fetch it again")
+        return DataError(
+            f"{where} is a web page, not an npz file; the download was refused, fetch it again"
+        )
     if start.startswith(b"\x93NUMPY"):
         return DataError(f"{where} is a single .npy array; save the six arrays with numpy.savez")
     if start and not start.startswith(b"PK"):

@@ -1,4 +1,4 @@
-"""How long-running data work reports itself: silent, or bars on a terminal and plain lines elsewhere."""
+"""How long-running data work reports itself: silent, or bars and plain lines."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Quiet:
 
 
 class Console:
-    """A tqdm bar on a terminal; otherwise a line at the start, every 30 s and at the end. On stderr."""
+    """On stderr: a tqdm bar on a terminal; otherwise a line at the start and every 30 s."""
 
     def __init__(self, every: float = 30.0):
         self.every = every
@@ -73,7 +73,11 @@ class Console:
             self._last = time.monotonic()
             speed = (self._done - self._first) / (self._last - self._began)
             of = f" of {human(self._total)}" if self._total else ""
-            print(f"{self._what}: {human(self._done)}{of}, {human(speed)}/s", file=sys.stderr, flush=True)
+            print(
+                f"{self._what}: {human(self._done)}{of}, {human(speed)}/s",
+                file=sys.stderr,
+                flush=True,
+            )
 
     def finish(self) -> None:
         if self._bar is not None:

@@ -1,4 +1,4 @@
-"""Where a task's data comes from: official file, variant, synthetic, the user's npz or image folder."""
+"""Where data comes from: official file, variant, synthetic, the user's npz or image folder."""
 
 from __future__ import annotations
 
@@ -12,26 +12,21 @@ from PIL import Image
 
 from dogmed.data.download import download
 from dogmed.data.folder import FolderSource, resize, scan_folder
-from dogmed.data.labels import check_kind, check_labels, count_classes, infer_kind
+from dogmed.data.labels import check_labels, count_classes, infer_kind
 from dogmed.data.npz import NpzSource, open_npz
 from dogmed.data.progress import Progress
+from dogmed.data.request import Request
 from dogmed.data.synthetic import Synthetic
 from dogmed.data.tasks import (
     OFFICIAL_SIZES,
     SPLITS,
-    Kind,
     OfficialFile,
     Task,
-    get_task,
     official_file,
     official_samples,
-    official_tasks,
 )
 from dogmed.data.writer import cached_md5, locked
-from dogmed.errors import ConfigError, DataError, nearest
-
-SIZES = range(8, 1025)
-DATA = ("official", "synthetic")
+from dogmed.errors import ConfigError, DataError
 
 
 class Reader(Protocol):
@@ -45,22 +40,6 @@ class Reader(Protocol):
 
     def sizes(self) -> tuple[tuple[int, int], tuple[int, int]]:
         """Smallest and largest (height, width) read."""
-
-
-@dataclass(frozen=True)
-class Request:
-    """The arguments of ``prepare``, checked against each other; ``path`` for the user's own data."""
-
-    task: Task | None
-    path: Path | None
-    size: int
-    data: str
-    data_dir: Path | None
-    cache_dir: Path
-    kind: Kind | None
-    upsample_from: int | None
-    seed: int
-    samples: int | None
 
 
 @dataclass(frozen=True)
@@ -82,90 +61,8 @@ class Source:
     synthetic: dict[str, Any] | None = None
 
 
-def default_cache_dir() -> Path:
-    """The user's cache folder for dogmed."""
-    from platformdirs import user_cache_path
-
-    return user_cache_path("dogmed")
-
-
-def resolve(
-    task: str | Path,
-    size: int,
-    data: str,
-    data_dir: str | Path | None,
-    cache_dir: str | Path | None,
-    kind: str | None,
-    upsample_from: int | None,
-    seed: int,
-    samples: int | None,
-) -> Request:
-    """Check the arguments against each other; nothing is read but whether files exist."""
-    known_kind = check_kind(kind)
-    if data not in DATA:
-        raise ConfigError(f"unknown data '{data}'{nearest(data, DATA)}; expected official or synthetic")
-    if size not in SIZES:
-        raise ConfigError(f"size is {size} px, expected {SIZES.start} to {SIZES.stop - 1}")
-    if samples is not None and data != "synthetic":
-        raise ConfigError("samples is for --data synthetic; use --train-fraction to train on fewer images")
-    official = official_tasks().get(str(task).lower())
-    path = None
-    if official is None:
-        path = Path(task).expanduser()
-        if not path.exists():
-            get_task(str(task))  # raises, with the nearest name
-    _check_fit(official, path, size, data, data_dir, known_kind, upsample_from)
-    return Request(
-        task=official,
-        path=path,
-        size=size,
-        data=data,
-        data_dir=None if data_dir is None else Path(data_dir).expanduser(),
-        cache_dir=default_cache_dir() if cache_dir is None else Path(cache_dir).expanduser(),
-        kind=known_kind,
-        upsample_from=upsample_from,
-        seed=seed,
-        samples=samples,
-    )
-
-
-def _check_fit(
-    official: Task | None,
-    path: Path | None,
-    size: int,
-    data: str,
-    data_dir: str | Path | None,
-    kind: str | None,
-    upsample_from: int | None,
-) -> None:
-    if official is None:
-        for flag, given in (("--data synthetic", data == "synthetic"), ("--data-dir", data_dir is not None),
-                            ("--upsample-from", upsample_from is not None)):  # fmt: skip
-            if given:
-                raise ConfigError(
-                    f"{flag} is for the official tasks; {path} is your own data and is resized as needed"
-                )
-        return
-    if kind is not None and kind != official.kind:
-        raise ConfigError(
-            f"{official.name} is {official.kind} by MedMNIST's definition, not {kind}; --kind is for your own data"
-        )
-    if data == "synthetic":
-        for flag, value in (("--data-dir", data_dir), ("--upsample-from", upsample_from)):
-            if value is not None:
-                raise ConfigError(f"{flag} does not go with --data synthetic, which is generated at any size")
-        return
-    if upsample_from is None:
-        official_file(official.name, size)  # raises for a size that is not published
-    elif upsample_from not in OFFICIAL_SIZES or upsample_from >= size:
-        raise ConfigError(
-            f"--upsample-from {upsample_from} cannot give {size} px; expected one of "
-            f"{', '.join(str(s) for s in OFFICIAL_SIZES if s < size) or 'none'}"
-        )
-
-
 def find_source(request: Request, progress: Progress | None) -> Source:
-    """Find (or download) the request's data. With ``progress=None`` nothing is written or fetched."""
+    """Find (or download) the data. With ``progress=None`` nothing is written or fetched."""
     if request.data == "synthetic":
         assert request.task is not None
         return _synthetic(request.task, request)
@@ -223,7 +120,7 @@ def _user_npz(request: Request, progress: Progress | None) -> Source:
         samples={split: npz.samples(split) for split in SPLITS},
         source_size=min(npz.image_size),
         reader=NpzReader(npz, request.size, labels),
-        notes=_npz_notes(npz),
+        notes=(*_kind_note(request, task), *_npz_notes(npz)),
         kind_inferred=request.kind is None,
     )
 
@@ -236,9 +133,13 @@ def _folder(request: Request) -> Source:
             f"{request.path}: a folder gives each image one class; for multi-label use an .npz file"
         )
     labels = {split: found.labels(split) for split in SPLITS}
-    kind = request.kind or infer_kind({"train": np.arange(len(found.classes))[:, None]}, str(request.path))
+    kind = request.kind or infer_kind(
+        {"train": np.arange(len(found.classes))[:, None]}, str(request.path)
+    )
     if kind == "binary" and len(found.classes) != 2:
-        raise DataError(f"{request.path}: a binary task has two classes, found {len(found.classes)}")
+        raise DataError(
+            f"{request.path}: a binary task has two classes, found {len(found.classes)}"
+        )
     task = Task(
         name=request.path.resolve().name,
         kind=kind,
@@ -246,7 +147,10 @@ def _folder(request: Request) -> Source:
         channels=found.channels,
         description=f"the user's own image folder {request.path.resolve().name}",
     )
-    some = ", ".join(found.ignored[:3])
+    ignored = []
+    if found.ignored:
+        some = ", ".join(found.ignored[:3])
+        ignored = [f"note: {len(found.ignored)} files are no images and were left out ({some})"]
     return Source(
         task=task,
         kind="folder",
@@ -256,9 +160,7 @@ def _folder(request: Request) -> Source:
         samples={split: found.samples(split) for split in SPLITS},
         source_size=None,
         reader=FolderReader(found, request.size, labels),
-        notes=(f"note: {len(found.ignored)} files are no images and were left out ({some})",)
-        if found.ignored
-        else (),
+        notes=(*_kind_note(request, task), *ignored),
         kind_inferred=request.kind is None,
     )
 
@@ -270,16 +172,16 @@ def _official(task: Task, request: Request, progress: Progress | None) -> Source
     if path is None:
         if progress is None:
             return _promised(task, file, size)
-        path = request.cache_dir / "downloads" / file.name
-        with locked(request.cache_dir, file.name, progress):
-            if not path.is_file() or cached_md5(path, request.cache_dir, progress) != file.md5:
-                download(file.url, path, md5=file.md5, progress=progress)
+        folder = request.cache_dir / "downloads"
+        path = fetch_official(file, folder, request.cache_dir, progress)
     md5 = cached_md5(path, request.cache_dir, progress) or ""
     npz = open_npz(path)
     if npz.image_size != (size, size) or npz.channels != task.channels:
         raise DataError(
-            f"{path}: its images are {npz.image_size[0]}×{npz.image_size[1]} with {npz.channels} channels, "
-            f"{file.name} has {size}×{size} with {task.channels}; pass the file as --task to use it as your own"
+            f"{path}: its images are {npz.image_size[0]}×{npz.image_size[1]} with "
+            f"{npz.channels} channels, "
+            f"{file.name} has {size}×{size} with {task.channels}; pass the file as --task "
+            "to use it as your own"
         )
     labels = {split: npz.labels(split) for split in SPLITS}
     for split in SPLITS:
@@ -288,7 +190,8 @@ def _official(task: Task, request: Request, progress: Progress | None) -> Source
     notes = _npz_notes(npz)
     if variant:
         notes += (
-            f"warning: {path.name} is not the official file (MD5 {md5}, official {file.md5}); it is used "
+            f"warning: {path.name} is not the official file (MD5 {md5}, official "
+            f"{file.md5}); it is used "
             f"and recorded as a variant, its scores are not comparable",
         )
     return Source(
@@ -304,6 +207,15 @@ def _official(task: Task, request: Request, progress: Progress | None) -> Source
         official_md5=file.md5,
         url=file.url,
     )
+
+
+def fetch_official(file: OfficialFile, folder: Path, cache_dir: Path, progress: Progress) -> Path:
+    """Download an official file into ``folder``, unless it is there and whole; one process at a time."""
+    path = folder / file.name
+    with locked(cache_dir, file.name, progress):
+        if not path.is_file() or cached_md5(path, cache_dir, progress) != file.md5:
+            download(file.url, path, md5=file.md5, progress=progress)
+    return path
 
 
 def _promised(task: Task, file: OfficialFile, size: int) -> Source:
@@ -322,7 +234,7 @@ def _promised(task: Task, file: OfficialFile, size: int) -> Source:
 
 
 def _find_file(file: OfficialFile, request: Request, progress: Progress | None) -> Path | None:
-    """The npz on this machine: in --data-dir (and only there when given), the cache, or ~/.medmnist."""
+    """The npz on this machine: in --data-dir (if given only there), the cache, ~/.medmnist."""
     if request.data_dir is not None:
         path = request.data_dir / file.name
         if not path.is_file():
@@ -336,7 +248,9 @@ def _find_file(file: OfficialFile, request: Request, progress: Progress | None) 
         if md5 in (file.md5, None):
             return path
         if progress is not None:
-            progress.note(f"warning: {path} is not the official file (MD5 {md5}) and is passed over")
+            progress.note(
+                f"warning: {path} is not the official file (MD5 {md5}) and is passed over"
+            )
     return None
 
 
@@ -355,6 +269,15 @@ def _not_there(file: OfficialFile, request: Request, data_dir: Path) -> str:
         )
     there = ", ".join(sorted(p.name for p in data_dir.glob("*.npz"))[:8]) or "no npz file"
     return f"{data_dir} has no {file.name}, it has {there}; leave --data-dir out to download it"
+
+
+def _kind_note(request: Request, task: Task) -> tuple[str, ...]:
+    if request.kind is not None:
+        return ()
+    return (
+        f"note: {task.name} is taken to be {task.kind} with {task.num_classes} classes, by its "
+        f"labels; --kind says otherwise",
+    )
 
 
 def _npz_notes(npz: NpzSource) -> tuple[str, ...]:

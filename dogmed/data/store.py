@@ -21,7 +21,8 @@ import numpy as np
 import dogmed
 from dogmed.data.labels import class_counts, missing_classes
 from dogmed.data.progress import Progress, Quiet, human
-from dogmed.data.sources import Request, Source, find_source, resolve
+from dogmed.data.request import Request, resolve
+from dogmed.data.sources import Source, find_source
 from dogmed.data.tasks import SPLITS, Task
 from dogmed.data.writer import (
     MANIFEST,
@@ -83,9 +84,14 @@ class Plan:
     def lines(self) -> list[str]:
         """For reading, one fact a line."""
         counts = " / ".join(f"{self.samples[s]:,} {s}" for s in SPLITS)
-        resized = f", enlarged or shrunk from {self.source_size} px" if self.size != self.source_size else ""
+        resized = (
+            f", enlarged or shrunk from {self.source_size} px"
+            if self.size != self.source_size
+            else ""
+        )
         lines = [
-            f"task      {self.task.name}: {self.task.kind}, {self.task.num_classes} classes, {counts}",
+            f"task      {self.task.name}: {self.task.kind}, {self.task.num_classes} "
+            f"classes, {counts}",
             f"data      {self.source}, {self.size} px{resized}: {self.origin}",
         ]
         if self.action == "reuse":
@@ -111,7 +117,7 @@ def prepare(
 
     ``task`` is an official name, an .npz file in MedMNIST's format or an image folder; ``size`` the
     side in pixels. ``data="synthetic"`` generates ``samples`` training images from ``seed``.
-    ``data_dir`` holds official npz files, which are only read; all writing happens in ``cache_dir``.
+    ``data_dir`` holds official npz files, which are only read; all is written in ``cache_dir``.
     ``kind`` says how the labels of the user's own files are meant (else inferred);
     ``upsample_from`` enlarges the official file of that size. Memory stays constant.
 
@@ -195,7 +201,7 @@ def load_prepared(folder: Path) -> Prepared | None:
 
 
 def _folder(request: Request, source: Source) -> Path:
-    """Where the source is prepared: a readable name ending in a hash of all that decides the content."""
+    """Where the source is prepared: a readable name and a hash of all that decides the content."""
     deciding = {
         "format": FORMAT,
         "content": source.content,
@@ -230,7 +236,10 @@ def _write(request: Request, source: Source, folder: Path, progress: Progress) -
             counts[split] = class_counts(labels, task)
             writer.array(f"{split}_labels.npy", labels.shape, np.int64, iter((labels,)))
             writer.array(
-                f"{split}_images.npy", (n, size, size, *channels), np.uint8, source.reader.images(split)
+                f"{split}_images.npy",
+                (n, size, size, *channels),
+                np.uint8,
+                source.reader.images(split),
             )
         writer.publish(_manifest(request, source, counts))
 
@@ -241,7 +250,9 @@ def _manifest(request: Request, source: Source, counts: dict[str, list[int]]) ->
     resized = {low, high} != {(request.size, request.size)}
     notes = [*source.notes, *missing_classes(counts, source.task)]
     if resized and low[0] != low[1]:
-        notes.append(f"note: images that are not square were stretched to {request.size}×{request.size}")
+        notes.append(
+            f"note: images that are not square were stretched to {request.size}×{request.size}"
+        )
     return {
         "format": FORMAT,
         "task": asdict(source.task),

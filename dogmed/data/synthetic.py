@@ -28,7 +28,7 @@ _GRID = 28  # the noise has this resolution at every size, so that no size is ea
 
 _FILE = "counted in the official file"
 _PUBLIC = "counts of the official training labels as published in open-source code using the files"
-_SUM = "published counts of the training labels; they add up to the official number, not checked further"
+_SUM = "published counts of the training labels; they add up to the official number of images"
 
 # Images per class (chest: positives per label) in the official training split, and where from.
 BALANCE: dict[str, tuple[tuple[int, ...], str]] = {

@@ -69,13 +69,17 @@ def medmnist_info() -> dict[str, dict[str, Any]]:
     """``medmnist.INFO``, read from the source text of the installed package."""
     spec = importlib.util.find_spec("medmnist")
     if spec is None or not spec.submodule_search_locations:
-        raise ConfigError("the package medmnist is not installed; run: pip install 'medmnist>=3.0.2'")
+        raise ConfigError(
+            "the package medmnist is not installed; run: pip install 'medmnist>=3.0.2'"
+        )
     source = Path(next(iter(spec.submodule_search_locations))) / "info.py"
     for node in ast.parse(source.read_text(encoding="utf-8")).body:
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "INFO":
             return cast("dict[str, dict[str, Any]]", ast.literal_eval(node.value))
     version = importlib.metadata.version("medmnist")
-    raise ConfigError(f"medmnist {version} has no INFO table in {source}; dogmed needs medmnist>=3.0.2")
+    raise ConfigError(
+        f"medmnist {version} has no INFO table in {source}; dogmed needs medmnist>=3.0.2"
+    )
 
 
 def _task(name: str, info: dict[str, Any]) -> Task:
@@ -101,7 +105,7 @@ def official_tasks() -> dict[str, Task]:
 def get_task(name: str) -> Task:
     """The official task of this name (``pathmnist`` or ``PathMNIST``).
 
-    Raises ConfigError for an unknown name, and DataError for what looks like a path but is not there.
+    Raises ConfigError for an unknown name, DataError for what looks like a path but is not there.
     """
     tasks = official_tasks()
     if name.lower() in tasks:
@@ -118,7 +122,7 @@ def get_task(name: str) -> Task:
 
 
 def official_file(task: str, size: int) -> OfficialFile:
-    """Name, address and MD5 of the official file of a task at a size (pixels: 28, 64, 128 or 224)."""
+    """Name, address and MD5 of the official file of a task at a size (28, 64, 128 or 224 px)."""
     if size not in OFFICIAL_SIZES:
         sizes = ", ".join(map(str, OFFICIAL_SIZES))
         raise ConfigError(
@@ -127,7 +131,9 @@ def official_file(task: str, size: int) -> OfficialFile:
         )
     info = medmnist_info()[task]
     suffix = "" if size == 28 else f"_{size}"
-    return OfficialFile(name=f"{task}{suffix}.npz", url=info[f"url{suffix}"], md5=info[f"MD5{suffix}"])
+    return OfficialFile(
+        name=f"{task}{suffix}.npz", url=info[f"url{suffix}"], md5=info[f"MD5{suffix}"]
+    )
 
 
 def official_samples(task: str) -> dict[str, int]:
@@ -138,5 +144,7 @@ def official_samples(task: str) -> dict[str, int]:
 def evaluator_task(kind: str) -> str:
     """The name that ``medmnist.evaluator.getAUC`` and ``getACC`` use for a kind of task."""
     if kind not in _EVALUATOR_TASKS:
-        raise ConfigError(f"unknown kind '{kind}'{nearest(kind, KINDS)}; expected one of {', '.join(KINDS)}")
+        raise ConfigError(
+            f"unknown kind '{kind}'{nearest(kind, KINDS)}; expected one of {', '.join(KINDS)}"
+        )
     return _EVALUATOR_TASKS[cast(Kind, kind)]

@@ -57,7 +57,7 @@ def make_folder(folder: Path) -> Path:
 
 
 def check_space(folder: Path, needed: int, what: str) -> None:
-    """Raise DataError when fewer than ``needed`` bytes (and a margin) are free where ``folder`` lies."""
+    """Raise DataError unless ``needed`` bytes (and a margin) are free where ``folder`` lies."""
     free = free_space(folder)
     if free < needed + _MARGIN:
         raise DataError(
@@ -93,7 +93,10 @@ class FolderWriter:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         shutil.rmtree(self._work, ignore_errors=True)
         self.progress.finish()
@@ -103,8 +106,10 @@ class FolderWriter:
                 f"free some or choose another with --cache-dir"
             ) from error
 
-    def array(self, name: str, shape: tuple[int, ...], dtype: Any, pieces: Iterator[np.ndarray]) -> None:
-        """Stream ``pieces``, stacked along the first axis, into ``name`` (an .npy of exactly ``shape``)."""
+    def array(
+        self, name: str, shape: tuple[int, ...], dtype: Any, pieces: Iterator[np.ndarray]
+    ) -> None:
+        """Stream ``pieces``, stacked along the first axis, into ``name``, an .npy of ``shape``."""
         path = self._work / name
         with path.open("wb") as file:
             header = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": shape}
