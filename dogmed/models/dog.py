@@ -173,7 +173,7 @@ class DoGConv2d(nn.Module):
             entries, as (3.21) is printed (the kernel's mass then changes with its size).
         margin: initial lead, under "patterns", of the chosen function's logit. Each other function
             starts with about exp(-margin / 0.01) of the weight: 0.02 leaves it 11% (a blend), 0.05
-            0.7%, 0.1 5e-5; from about 0.9 on nothing in float32, nor a gradient: a frozen choice.
+            0.7%, 0.1 5e-5; from about 0.9 on it underflows in float32, and the choice is frozen.
 
     Raises:
         ConfigError: an argument is out of range or not among the choices.
