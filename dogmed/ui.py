@@ -1,0 +1,190 @@
+"""``dogmed ui``: MLflow's own web page on this project's runs, opened where they are compared."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import field
+from pathlib import Path
+from types import FrameType
+from typing import IO
+
+from dogmed.config import configclass, recipe
+from dogmed.errors import DataError, DogmedError
+from dogmed.tracking import (
+    ENVIRONMENT,
+    default_uri,
+    is_server,
+    open_store,
+    shown,
+    store_errors,
+)
+
+START_SECONDS = 120
+STOP_SECONDS = 10
+
+
+@configclass
+class UiConfig:
+    """What ``dogmed ui`` shows, and where."""
+
+    out: Path = field(default_factory=lambda: Path(recipe("finetune/default")["out"]))
+    """Where the runs are; MLFLOW_TRACKING_URI comes first."""
+    host: str = "127.0.0.1"
+    """Address to listen on. There is no password: a public address is open to everyone."""
+    port: int = 5000
+    """Port to listen on; a free one is taken when it is busy."""
+
+
+def ui(config: UiConfig) -> None:
+    """Run the command ``dogmed ui``."""
+    serve(config.out, host=config.host, port=config.port)
+
+
+def comparison_url(server: str, experiment_id: str) -> str:
+    """Address of the page that compares an experiment's runs by their charts."""
+    page = "runs?workflowType=machine_learning&compareRunsMode=CHART"
+    return f"{server.rstrip('/')}/#/experiments/{experiment_id}/{page}"
+
+
+def serve(out: Path, *, host: str = "127.0.0.1", port: int = 5000) -> None:
+    """Serve the runs under ``out`` until Ctrl-C or SIGTERM; print the address of their comparison.
+
+    With a remote ``MLFLOW_TRACKING_URI`` there is nothing to serve: its address is printed.
+
+    Args:
+        out: folder of the runs.
+        host: address to listen on.
+        port: port to listen on; a free one is taken when it is busy.
+
+    Raises:
+        DataError: there are no runs yet, or the store cannot be read.
+        DogmedError: the server does not start.
+    """
+    uri = default_uri(out)
+    experiment = _latest_experiment(uri, out)
+    if is_server(uri):
+        print(comparison_url(uri, experiment))
+        return
+    port = _free_port(host, port)
+    address = f"http://{'localhost' if host == '0.0.0.0' else host}:{port}"
+    with (
+        tempfile.TemporaryFile("w+") as log,
+        _terminable(),
+        _server(uri, out, host, port, log) as server,
+    ):
+        try:
+            _wait_until_healthy(server, address, log)
+            print(f"Compare the runs at {comparison_url(address, experiment)}", flush=True)
+            print("Ctrl-C stops the server.", flush=True)
+            server.wait()
+        except KeyboardInterrupt:
+            return
+        raise DogmedError(f"the MLflow server has ended by itself: {_last_line(log)}")
+
+
+def _latest_experiment(uri: str, out: Path) -> str:
+    """The experiment of the run started last."""
+    nothing = f"no runs yet in {shown(uri)}: start one with 'dogmed finetune --task breastmnist'"
+    if uri.startswith("sqlite:") and not Path(uri.partition(":///")[2]).exists():
+        raise DataError(nothing)
+    try:
+        client = open_store(uri, out)
+        experiments = [e.experiment_id for e in client.search_experiments()]
+        runs = client.search_runs(
+            experiments, order_by=["attributes.start_time DESC"], max_results=1
+        )
+    except store_errors() as error:
+        reason = str(error).partition("\n")[0]
+        raise DataError(f"the MLflow store {shown(uri)} cannot be read: {reason}") from error
+    if not runs:
+        raise DataError(nothing)
+    return str(runs[0].info.experiment_id)
+
+
+def _free_port(host: str, wanted: int) -> int:
+    for port in (wanted, 0):
+        with socket.socket() as candidate:
+            candidate.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                candidate.bind((host, port))
+            except OSError:
+                continue
+            return int(candidate.getsockname()[1])
+    raise DogmedError(f"--host {host}: this machine cannot listen on that address")
+
+
+@contextlib.contextmanager
+def _server(
+    uri: str, out: Path, host: str, port: int, log: IO[str]
+) -> Iterator[subprocess.Popen[str]]:
+    """Run ``mlflow server`` in a session of its own, and end all its processes at the end."""
+    command = [sys.executable, "-P", "-m", "mlflow", "server", "--workers", "1"]
+    command += ["--backend-store-uri", uri, "--host", host, "--port", str(port)]
+    command += ["--artifacts-destination", str(out.resolve() / "mlartifacts")]
+    process = subprocess.Popen(
+        command,
+        cwd=out,
+        env=ENVIRONMENT | os.environ,
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        yield process
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
+        try:
+            process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def _wait_until_healthy(server: subprocess.Popen[str], address: str, log: IO[str]) -> None:
+    end = time.monotonic() + START_SECONDS
+    while time.monotonic() < end:
+        if server.poll() is not None:
+            raise DogmedError(f"the MLflow server did not start: {_last_line(log)}")
+        with contextlib.suppress(OSError):
+            urllib.request.build_opener(urllib.request.ProxyHandler({})).open(
+                f"{address}/health", timeout=2
+            ).close()
+            return
+        time.sleep(0.2)
+    raise DogmedError(f"the MLflow server has not answered at {address} for {START_SECONDS} s")
+
+
+def _last_line(log: IO[str]) -> str:
+    log.seek(0)
+    lines = [line for line in log.read().splitlines() if line.strip()]
+    return lines[-1] if lines else "it has printed nothing"
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """Let SIGTERM end the block as Ctrl-C does, so that the server never outlives the command."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
