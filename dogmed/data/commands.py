@@ -1,4 +1,4 @@
-"""``dogmed data list|download|verify|synth``: plain functions that print; each returns an exit code."""
+"""``dogmed data list|download|verify|synth``: functions that print and return an exit code."""
 
 from __future__ import annotations
 
@@ -76,7 +76,9 @@ class SynthConfig:
 
 def data_list(*, cache_dir: Path | None = None) -> int:
     """Print the official tasks, and every prepared folder with its source."""
-    rows = [("task", "kind", "classes", "channels", "train", "val", "test", "licence")]
+    rows: list[tuple[str, ...]] = [
+        ("task", "kind", "classes", "channels", "train", "val", "test", "licence")
+    ]
     for name, task in official_tasks().items():
         samples = official_samples(name)
         counts = [f"{samples[split]:,}" for split in SPLITS]
@@ -126,9 +128,9 @@ def data_verify(
     cache_dir: Path | None = None,
     progress: Progress | None = None,
 ) -> int:
-    """Hash prepared folders, downloads and the files of ``data_dir`` again; 1 when any is damaged."""
+    """Hash prepared folders, downloads and ``data_dir``'s files again; 1 when any is damaged."""
     cache, progress = cache_dir or default_cache_dir(), progress or Console()
-    rows = [("what", "state", "")]
+    rows: list[tuple[str, ...]] = [("what", "state", "")]
     damaged = 0
     for folder in prepared_folders(cache):
         wrong = verify_prepared(folder, progress)

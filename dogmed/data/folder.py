@@ -83,10 +83,9 @@ def _check_mode(image: Image.Image, path: Path) -> None:
             f"{path} has {'16' if image.mode.startswith('I;16') else '32'}-bit pixels (PIL mode "
             f"{image.mode}); save it as 8-bit: which range of values to keep is for you to choose"
         )
-    if getattr(image, "n_frames", 1) > 1:
-        raise DataError(
-            f"{path} holds {image.n_frames} frames; save the one to classify as its own file"
-        )  # type: ignore[attr-defined]
+    frames = getattr(image, "n_frames", 1)
+    if frames > 1:
+        raise DataError(f"{path} holds {frames} frames; save the one to classify as its own file")
 
 
 def scan_folder(path: Path) -> FolderSource:

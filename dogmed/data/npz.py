@@ -137,7 +137,7 @@ def open_npz(path: Path) -> NpzSource:
 def write_npz(
     path: Path, arrays: Iterable[tuple[str, tuple[int, ...], np.dtype, Iterable[np.ndarray]]]
 ) -> None:
-    """Write (key, shape, dtype, pieces) arrays as an uncompressed npz, piece by piece, whole or not."""
+    """Write (key, shape, dtype, pieces) arrays as an uncompressed npz, whole or not at all."""
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         with zipfile.ZipFile(part, "w", zipfile.ZIP_STORED) as archive:

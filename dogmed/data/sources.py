@@ -120,7 +120,7 @@ def _user_npz(request: Request, progress: Progress | None) -> Source:
         samples={split: npz.samples(split) for split in SPLITS},
         source_size=min(npz.image_size),
         reader=NpzReader(npz, request.size, labels),
-        notes=(*_kind_note(request, task), *_npz_notes(npz)),
+        notes=_npz_notes(npz),
         kind_inferred=request.kind is None,
     )
 
@@ -160,7 +160,7 @@ def _folder(request: Request) -> Source:
         samples={split: found.samples(split) for split in SPLITS},
         source_size=None,
         reader=FolderReader(found, request.size, labels),
-        notes=(*_kind_note(request, task), *ignored),
+        notes=tuple(ignored),
         kind_inferred=request.kind is None,
     )
 
@@ -210,7 +210,7 @@ def _official(task: Task, request: Request, progress: Progress | None) -> Source
 
 
 def fetch_official(file: OfficialFile, folder: Path, cache_dir: Path, progress: Progress) -> Path:
-    """Download an official file into ``folder``, unless it is there and whole; one process at a time."""
+    """Download an official file into ``folder`` unless it is there; one process at a time."""
     path = folder / file.name
     with locked(cache_dir, file.name, progress):
         if not path.is_file() or cached_md5(path, cache_dir, progress) != file.md5:
@@ -269,15 +269,6 @@ def _not_there(file: OfficialFile, request: Request, data_dir: Path) -> str:
         )
     there = ", ".join(sorted(p.name for p in data_dir.glob("*.npz"))[:8]) or "no npz file"
     return f"{data_dir} has no {file.name}, it has {there}; leave --data-dir out to download it"
-
-
-def _kind_note(request: Request, task: Task) -> tuple[str, ...]:
-    if request.kind is not None:
-        return ()
-    return (
-        f"note: {task.name} is taken to be {task.kind} with {task.num_classes} classes, by its "
-        f"labels; --kind says otherwise",
-    )
 
 
 def _npz_notes(npz: NpzSource) -> tuple[str, ...]:

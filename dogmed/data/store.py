@@ -12,7 +12,7 @@ import hashlib
 import importlib.metadata
 import json
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -139,9 +139,14 @@ def prepare(
                 _write(request, source, folder, progress)
                 found = load_prepared(folder)
                 assert found is not None, folder
+    if source.kind_inferred:
+        progress.note(
+            f"note: {found.task.name} is taken to be {found.task.kind} with "
+            f"{found.task.num_classes} classes, by its labels; --kind says otherwise"
+        )
     for line in found.manifest["notes"]:
         progress.note(line)
-    return found
+    return replace(found, manifest={**found.manifest, "kind_inferred": source.kind_inferred})
 
 
 def plan(
@@ -256,7 +261,6 @@ def _manifest(request: Request, source: Source, counts: dict[str, list[int]]) ->
     return {
         "format": FORMAT,
         "task": asdict(source.task),
-        "kind_inferred": source.kind_inferred,
         "source": source.kind,
         "source_file": source.name,
         "source_content": source.content,
