@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import os
 import sys
@@ -13,7 +14,11 @@ from dogmed.errors import ConfigError, DogmedError, nearest
 
 
 class Command(NamedTuple):
-    """Where a command's configuration class and function live, and the recipe its defaults come from."""
+    """Where a command's configuration class and function live, and the recipe its defaults come from.
+
+    The function is called with the configuration's fields as keyword arguments; it returns an exit
+    code, or None for 0.
+    """
 
     summary: str
     config: str
@@ -25,13 +30,13 @@ COMMANDS = {
     "finetune": Command(
         "train a model on a task, select on val, score test once",
         "dogmed.finetune.config:FinetuneConfig",
-        "dogmed.finetune.run:finetune",
+        "dogmed.finetune.run:command",
         "finetune/default",
     ),
     "ui": Command(
         "open the MLflow UI on this project's runs",
         "dogmed.ui:UiConfig",
-        "dogmed.ui:ui",
+        "dogmed.ui:serve",
     ),
     "data list": Command(
         "list the tasks, their licences and what is on this machine",
@@ -99,8 +104,8 @@ def _dispatch(words: list[str]) -> int:
         base=config.recipe(command.recipe) if command.recipe else None,
         summary=command.summary,
     )
-    result = _resolve(command.function)(parsed)
-    return result if isinstance(result, int) else 0
+    fields = {field.name: getattr(parsed, field.name) for field in dataclasses.fields(parsed)}
+    return _resolve(command.function)(**fields) or 0
 
 
 def _match(words: list[str]) -> tuple[str, list[str]]:

@@ -87,8 +87,8 @@ def parse(
 ) -> T:
     """Parse flags into a ``cls`` over the values of ``base`` and of ``--config FILE``.
 
-    ``base`` holds the recipe's values; a class whose fields all have defaults needs none. ``--help``
-    prints the flags and exits 0.
+    ``base`` holds the recipe's values. A field that has a value nowhere must be given as a flag.
+    ``--help`` prints the flags and exits 0.
 
     Raises:
         ConfigError: an unknown flag (the nearest is named), a wrong value or a wrong key in the file.
@@ -99,8 +99,14 @@ def parse(
         overrides = read_yaml(config_file)
         _refuse_unknown(cls, overrides, f"--config {config_file}")
         values = merge(values, overrides)
-    where = f"--config {config_file}" if config_file is not None else "defaults"
-    default = build(cls, values, where=where)
+    required = [name for name in _required(cls) if name not in values]
+    if required:
+        import tyro
+
+        default = cls(**values, **dict.fromkeys(required, tyro.MISSING))
+    else:
+        where = f"--config {config_file}" if config_file is not None else "defaults"
+        default = build(cls, values, where=where)
     _refuse_unknown_flags(cls, argv)
     parsed = _run_tyro(cls, argv, default, prog, summary)
     return build(cls, dataclasses.asdict(parsed), where="flags")
@@ -182,6 +188,16 @@ def _leaves(cls: type, prefix: str = "") -> Iterator[str]:
             yield from _leaves(groups[field.name], f"{prefix}{field.name}.")
         else:
             yield prefix + field.name
+
+
+def _required(cls: type) -> list[str]:
+    """Fields without a default of their own."""
+    missing = dataclasses.MISSING
+    return [
+        field.name
+        for field in dataclasses.fields(cls)
+        if field.default is missing and field.default_factory is missing
+    ]
 
 
 def _field_path(cls: type, location: Sequence[Any]) -> list[Any]:

@@ -73,7 +73,7 @@ def join(device: str = "auto") -> Iterator[World]:
     size = int(os.environ.get("WORLD_SIZE", "1"))
     rank = int(os.environ.get("RANK", "0"))
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    chosen = _device(device, local_rank if size > 1 else None)
+    chosen = find_device(device, local_rank if size > 1 else None)
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
     if size > 1:
@@ -85,7 +85,12 @@ def join(device: str = "auto") -> Iterator[World]:
             dist.destroy_process_group()
 
 
-def _device(name: str, local_rank: int | None) -> torch.device:
+def find_device(name: str, local_rank: int | None = None) -> torch.device:
+    """The device that ``name`` means here; under torchrun each process has that of its local rank.
+
+    Raises:
+        ConfigError: there is no such device.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:

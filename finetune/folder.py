@@ -105,6 +105,7 @@ class RunFolder:
 
     def begin(self, config: FinetuneConfig) -> None:
         """Write the resolved configuration and start with an empty history."""
+        self.last.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(self.config, configuration.to_yaml(config))
         write_atomic(self.metrics, "")
 

@@ -138,7 +138,12 @@ class Loop:
         first = torch.where(self.bad_step == 0, state.iteration, self.bad_step)
         self.bad_step = torch.where(torch.isfinite(total.detach()), self.bad_step, first)
         step = (state.iteration - 1) % len(self.train_batches)
-        return total * (self.world.size / self.train_batches.global_count(step))
+        return total * (self.world.size / self._images_in(step))
+
+    def _images_in(self, step: int) -> int:
+        """Images of the global batch of one step of the epoch."""
+        batches = self.train_batches
+        return min(batches.batch_size, len(batches.index) - step * batches.batch_size)
 
     def _clip(self) -> None:
         nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip_grad)
@@ -150,7 +155,7 @@ class Loop:
         last: Path,
         *,
         on_step: Callable[[int, int], None],
-        on_epoch: Callable[[dict[str, Any]], None],
+        on_epoch: Callable[[dict[str, Any], bool], None],
         on_best: Callable[[], None],
         stop_requested: Callable[[], int | None],
     ) -> None:
@@ -159,7 +164,8 @@ class Loop:
         Args:
             last: the checkpoint to keep up to date.
             on_step: told (step, steps of the epoch) after every step.
-            on_epoch: given the epoch's line of ``metrics.jsonl``, before the checkpoint is written.
+            on_epoch: given the epoch's line of ``metrics.jsonl`` and whether it is the best so far,
+                before the checkpoint is written.
             on_best: called after the checkpoint of an epoch that is the best so far.
             stop_requested: the number of a signal that asks to stop, or None.
 
@@ -203,8 +209,8 @@ class Loop:
         def end_epoch() -> None:
             count_time()
             row, value = self._close_epoch()
-            on_epoch(row)
             improved = value > progress.best_value
+            on_epoch(row, improved)
             if improved:
                 progress.best_epoch, progress.best_value = progress.epoch, value
             self.save(last)
@@ -238,7 +244,8 @@ class Loop:
             )
 
     def _close_epoch(self) -> tuple[dict[str, Any], float]:
-        progress, count = self.progress, self.train_batches.num_images
+        progress, batches = self.progress, self.train_batches
+        count = min(len(batches.index), len(batches) * batches.batch_size)
         train_loss = float(self.world.sum(self.loss_sum.clone())) / count
         train_seconds, started = progress.epoch_seconds, time.monotonic()
         lr = self.optimizer.param_groups[0]["lr"]
@@ -285,22 +292,18 @@ class Loop:
             amp_kwargs={"dtype": torch.bfloat16} if amp else None,
         )
         evaluator.logger.setLevel("CRITICAL")
-        shape = (batches.num_images, self.objective.num_outputs)
-        logits = torch.zeros(shape, device=device)
-        labels = torch.zeros((batches.num_images, batches.num_labels), dtype=torch.int64, device=device)
+        logits = torch.zeros(len(batches.index), self.objective.num_outputs, device=device)
 
         @evaluator.on(Events.ITERATION_COMPLETED)
         def collect() -> None:
-            index = evaluator.state.batch["index"]
+            index = evaluator.state.batch["index"].to(device, non_blocking=True)
             logits[index] = evaluator.state.output[CommonKeys.PRED].float()
-            labels[index] = evaluator.state.batch["label"]
 
         evaluator.run()
         self.world.sum(logits)
-        self.world.sum(labels)
         if not torch.isfinite(logits).all():
             raise TrainingError("the model's outputs are not finite; lower --optim.lr-base")
-        return Prediction(logits.cpu(), labels.cpu())
+        return Prediction(logits.cpu(), batches.labels.cpu())
 
     def loss_of(self, prediction: Prediction) -> float:
         """Mean loss of a split, as in training but without drop path and flips."""

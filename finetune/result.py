@@ -11,11 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
-from dogmed import __version__, metrics, plots, stats
+from dogmed import __version__, metrics, stats
+from dogmed.metrics import write_predictions
 from dogmed.data.loader import Batches
+from dogmed.distributed import World
 from dogmed.finetune.folder import RunFolder
 from dogmed.finetune.loop import Loop
+from dogmed.models.weights import read_weights
+
+__all__ = ["draw", "load_best", "peak_memory", "provenance", "score_split", "write_predictions"]
 
 LIBRARIES = ("torch", "timm", "monai", "medmnist", "numpy", "scikit-learn")
 
@@ -33,8 +39,16 @@ def score_split(loop: Loop, batches: Batches, resamples: int) -> tuple[dict[str,
     return scores, labels, probabilities
 
 
+def load_best(model: nn.Module, path: Path, world: World) -> None:
+    """Give ``model`` the weights of the best epoch, on every process (the main one has the file)."""
+    state = world.broadcast(read_weights(path)[0] if world.is_main else None)
+    model.load_state_dict(state)
+
+
 def draw(folder: RunFolder, kind: str, classes: tuple[str, ...], labels: Any, probabilities: Any) -> list[Path]:
     """Draw learning curves, confusion matrix and ROC of the test split; returns the files."""
+    from dogmed import plots
+
     curves, confusion, roc = (
         folder.root / name for name in ("learning_curves.png", "confusion_matrix.png", "roc.png")
     )
@@ -70,6 +84,7 @@ def _git_commit() -> str | None:
     """The commit this code was checked out from, with ``+`` if files differ from it."""
     here = Path(__file__).resolve().parent
     try:
+        _git(here, "ls-files", "--error-unmatch", Path(__file__).name)  # not just in someone's tree
         commit = _git(here, "rev-parse", "HEAD")
         return commit + ("+" if _git(here, "status", "--porcelain", "--untracked-files=no") else "")
     except (OSError, subprocess.CalledProcessError):

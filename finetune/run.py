@@ -3,39 +3,40 @@
 from __future__ import annotations
 
 import json
-import random
-from collections.abc import Callable
+
 from contextlib import nullcontext
-from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import nn
 
-from dogmed import checkpoint, metrics, optim, tracking
+from dogmed import checkpoint, optim, tracking
 from dogmed import config as configuration
-from dogmed.data.loader import Batches, stratified_fraction
 from dogmed.data.progress import Console as DataConsole
 from dogmed.data.progress import Quiet
-from dogmed.data.store import Prepared, prepare
+from dogmed.data.store import Prepared
 from dogmed.distributed import World, join
 from dogmed.errors import ConfigError, Interrupted
+from dogmed.finetune import build, result
 from dogmed.finetune.config import FinetuneConfig
 from dogmed.finetune.console import Console, Stopper, duration
 from dogmed.finetune.folder import RunFolder, write_atomic
 from dogmed.finetune.loop import Loop, LoopSettings
-from dogmed.finetune.result import draw, peak_memory, provenance, score_split
-from dogmed.models import build_model
-from dogmed.models.cost import count_macs, count_parameters
-from dogmed.models.weights import WeightsRecord, save_weights
-from dogmed.objective import Objective
+from dogmed.models.cost import count_macs, count_parameters, describe_cost
+from dogmed.models.weights import DataRecord, WeightsRecord, save_weights
+
+EXPERIMENT = "dogmed-finetune"
+
+
+def command(**options: Any) -> None:
+    """Run ``dogmed finetune``."""
+    finetune(FinetuneConfig(**options))
 
 
 def finetune(config: FinetuneConfig) -> dict[str, Any] | None:
     """Train on train, select on val, score test once; everything is kept in the run's folder.
 
-    A run that was interrupted is continued, one that is finished is left alone and its result returned.
+    A run that was interrupted is continued; one that is finished is left alone and its result returned.
 
     Returns:
         The contents of ``result.json``; None for a dry run.
@@ -54,63 +55,58 @@ def finetune(config: FinetuneConfig) -> dict[str, Any] | None:
     with join(config.device) as world:
         console = Console(world.is_main)
         with Stopper(console) as stopper:
-            prepared = prepare_data(config, DataConsole() if world.is_main else Quiet())
+            prepared = build.prepare_data(config, DataConsole() if world.is_main else Quiet())
             folder = RunFolder.of(config, prepared.task.name)
             with folder.lock() if world.is_main else nullcontext():
                 return _Session(config, world, console, stopper, prepared, folder).run()
 
 
-def prepare_data(config: FinetuneConfig, progress: Any) -> Prepared:
-    """Have the task's arrays ready for memory-mapping, as the options ask."""
-    return prepare(
-        config.task,
-        size=config.size,
-        data=config.data,
-        data_dir=config.data_dir,
-        cache_dir=config.cache_dir,
-        kind=config.kind,
-        upsample_from=config.upsample_from,
-        progress=progress,
-    )
-
-
-@dataclass
 class _Session:
-    """One sitting of a run: what all its steps share."""
+    """One sitting of a run: what its steps share."""
 
-    config: FinetuneConfig
-    world: World
-    console: Console
-    stopper: Stopper
-    prepared: Prepared
-    folder: RunFolder
+    def __init__(
+        self,
+        config: FinetuneConfig,
+        world: World,
+        console: Console,
+        stopper: Stopper,
+        prepared: Prepared,
+        folder: RunFolder,
+    ):
+        self.config, self.world, self.console, self.stopper = config, world, console, stopper
+        self.prepared, self.task, self.folder = prepared, prepared.task, folder
+        self.data_hashes = {
+            name: facts["sha256"] for name, facts in sorted(prepared.manifest["files"].items())
+        }
 
     def run(self) -> dict[str, Any]:
         verb = self.world.broadcast(self._decide() if self.world.is_main else None)
         if verb == "done":
-            result = self.folder.done()
-            assert result is not None
-            self.console.line(f"already finished: {self.folder.result}")
-            self.console.line(_summary(result))
-            return result
-        state = checkpoint.load(self.folder.last) if verb == "continue" else None
+            finished = self.folder.done()
+            assert finished is not None
+            self.console.line(f"already finished, nothing to do: {self.folder.result}")
+            self.console.line(summary(finished))
+            return finished
         self._build()
+        state = checkpoint.load(self.folder.last) if verb == "continue" else None
         if state is not None:
             self._take_up(state)
-        run = self._open_tracking(state)
-        self.loop.extra_state = {"run_id": run.run_id, "data": self._data_hashes()}
+        elif self.world.is_main:
+            self.folder.begin(self.config)
+        tracked = self._track(state)
+        self.loop.extra_state = {"run_id": tracked.run_id, "data": self.data_hashes}
         status = "FAILED"
         try:
-            self._train(run)
-            result = self._finish(run)
+            self._train(tracked)
+            finished = self._finish(tracked)
             status = "FINISHED"
         except (Interrupted, KeyboardInterrupt):
             status = "KILLED"
             raise
         finally:
             self.console.close()
-            run.end(status)
-        return result
+            tracked.end(status)
+        return finished
 
     # ---- before training ----------------------------------------------------------------------
 
@@ -120,137 +116,124 @@ class _Session:
         if config.resume == "never":
             if aside := folder.set_aside():
                 self.console.line(f"the earlier run is kept in {aside}")
-        else:
-            folder.refuse_other_settings(config)
-            if folder.done() is not None:
-                return "done"
-            if folder.last.is_file():
-                return "continue"
-        folder.begin(config)
-        return "begin"
+            return "begin"
+        folder.refuse_other_settings(config)
+        if folder.done() is not None:
+            return "done"
+        return "continue" if folder.last.is_file() else "begin"
 
     def _build(self) -> None:
-        config, world, prepared = self.config, self.world, self.prepared
-        seed_everything(config.seed)
-        task = prepared.task
-        self.objective = Objective(
-            task.kind,
-            task.num_classes,
-            label_smoothing=config.loss.label_smoothing,
-            ordinal=config.loss.ordinal if task.kind == "ordinal" else "cross-entropy",
-        )
-        self.model, self.loaded = build_model(
-            config.model,
-            self.objective.num_outputs,
-            init=config.init,
-            drop_path_rate=config.net.drop_path,
-            weights_dir=config.weights_dir,
-        )
+        config, world = self.config, self.world
+        build.refuse_unselectable(config.eval.select, self.task.kind, self.prepared.labels("val"))
+        build.seed_everything(config.seed)
+        self.objective = build.build_objective(config, self.task.kind, self.task.num_classes)
+        self.model, self.loaded = build.build_network(config, self.objective.num_outputs)
+        self.macs = count_macs(self.model, config.size)
         self.model.to(world.device, memory_format=torch.channels_last)
-        self.batches = build_batches(config, prepared, world, self.model)
-        _refuse_unselectable(config.eval.select, task.kind, prepared.labels("val"))
-        optimizer = optim.create_optimizer(
-            self.model,
-            name=config.optim.name,
-            lr=peak_lr(config),
-            weight_decay=config.optim.weight_decay,
-            betas=config.optim.betas,
-        )
+        self.batches = build.build_batches(config, self.prepared, world, self.model)
         steps = len(self.batches["train"])
-        scheduler = optim.create_scheduler(
-            optimizer,
-            name=config.optim.schedule,
-            steps=config.epochs * steps,
-            warmup_steps=round(config.optim.warmup_epochs * steps),
-            min_lr=config.optim.min_lr,
-        )
+        optimizer, scheduler = build.build_optimizer(config, self.model, steps)
+        network = self.model
+        if config.compile == "on" or (config.compile == "auto" and world.device.type == "cuda"):
+            example = next(iter(self.batches["train"]))["image"]
+            network = build.compile_or_fall_back(self.model, example, self.console.line)
         self.loop = Loop(
             self.model,
-            self._compiled(),
+            network,
             optimizer,
             scheduler,
             self.objective,
             self.batches,
             world,
             LoopSettings(
-                config.epochs, config.eval.select, config.optim.clip_grad, config.checkpoint.minutes
+                epochs=config.epochs,
+                select=config.eval.select,
+                clip_grad=config.optim.clip_grad,
+                save_minutes=config.checkpoint.minutes,
             ),
         )
         self._introduce(optimizer)
         if world.rank > 0:  # drop path must differ between processes
             torch.manual_seed(config.seed + world.rank)
 
-    def _compiled(self) -> nn.Module:
-        wanted = self.config.compile
-        if wanted == "off" or (wanted == "auto" and self.world.device.type == "cpu"):
-            return self.model
-        return compile_or_fall_back(self.model, self.config.size, self.world, self.console.line)
-
     def _introduce(self, optimizer: torch.optim.Optimizer) -> None:
-        task, train, say = self.prepared.task, self.batches["train"], self.console.line
-        counts = ", ".join(f"{split} {b.num_images:,}" for split, b in self.batches.items())
-        say(f"task    {task.name}: {task.kind}, {task.num_classes} classes, {counts} images")
-        say(f"data    {self.prepared.source}{_provenance(self.prepared)}; in {train.cache_used}")
-        parameters = count_parameters(self.model)
-        say(f"model   {self.config.model}: {parameters / 1e6:.2f} M parameters, {self.loaded}")
-        say(f"optim   {optim.describe_groups(optimizer)}; lr {peak_lr(self.config):.3g}")
+        task, prepared, train = self.task, self.prepared, self.batches["train"]
+        counts = ", ".join(f"{split} {len(b.index):,}" for split, b in self.batches.items())
+        inferred = " (inferred from the labels)" if prepared.manifest["kind_inferred"] else ""
+        resized = ""
+        if prepared.interpolation:
+            resized = f", resized from {prepared.source_size} px ({prepared.interpolation})"
         devices = f"{self.world.size} × " if self.world.size > 1 else ""
-        say(f"device  {devices}{self.world.device}; {len(train)} steps an epoch")
-        say(f"run     {self.folder.root}")
-
-    def _data_hashes(self) -> dict[str, str]:
-        return dict(self.prepared.hashes)
+        for name, text in {
+            "task": f"{task.name}: {task.kind}{inferred}, {task.num_classes} classes; {counts}",
+            "data": f"{prepared.source}, {self.config.size} px{resized}; kept in {train.cache_used}",
+            "model": f"{self.config.model}, {describe_cost(count_parameters(self.model), self.macs)}; "
+            f"{self.loaded}",
+            "optim": f"{optim.describe_groups(optimizer)}; peak lr {build.peak_lr(self.config):.3g}",
+            "device": f"{devices}{self.world.device}, {len(train)} steps an epoch",
+            "run": str(self.folder.root),
+        }.items():
+            self.console.line(f"{name:<7} {text}")
 
     def _take_up(self, state: dict[str, Any]) -> None:
-        if state["data"] != self._data_hashes():
+        if state["data"] != self.data_hashes:
             raise ConfigError(
-                f"{self.folder.root} was begun on other data than {self.prepared.folder} holds now; "
+                f"{self.folder.root} was begun on other data than {self.prepared.folder} holds; "
                 "bring the old data back, or start over with --resume never"
             )
         self.loop.load(state)
         progress = self.loop.progress
         if self.world.is_main:
             self.folder.keep_rows(progress.epoch)
-            if progress.best_epoch == progress.epoch and progress.step == 0:
+            if progress.step == 0 and progress.best_epoch == progress.epoch > 0:
                 self._save_best()  # in case the process died between the two files
         within = f" and {progress.step} steps" if progress.step else ""
         self.console.line(f"continuing after {progress.epoch} epochs{within}")
 
-    def _open_tracking(self, state: dict[str, Any] | None) -> Any:
-        config, task = self.config, self.prepared.task
+    def _track(self, state: dict[str, Any] | None) -> tracking.Run | tracking.NoRun:
+        config, task, prepared = self.config, self.task, self.prepared
         if config.tracking == "off" or not self.world.is_main:
             return tracking.NoRun()
-        return tracking.Run.start(
+        facts = {
+            "task": task.name,
+            "model": config.model,
+            "init": config.init,
+            "seed": str(config.seed),
+            "size": str(config.size),
+            "source": prepared.source,
+        }
+        run = tracking.Run.start(
             tracking.default_uri(config.out),
-            "dogmed-finetune",
-            f"{task.name}-{config.model}-{config.init}-seed{config.seed}",
+            EXPERIMENT,
+            "-".join([*self.folder.root.parts[-3:]]),
             params=configuration.flatten(configuration.to_dict(config)),
-            tags={
-                "task": task.name,
-                "model": config.model,
-                "init": config.init,
-                "seed": str(config.seed),
-                "size": str(config.size),
-                "source": self.prepared.source,
-            },
-            run_id=state["run_id"] if state else None,
+            tags=facts,
             out=config.out,
+            run_id=state["run_id"] if state else None,
         )
+        if state is None:
+            for split, context in (("train", "train"), ("val", "validation"), ("test", "test")):
+                digest = self.data_hashes[f"{split}_images.npy"]
+                name = f"{task.name}-{config.size}-{split}"
+                run.log_dataset(name, prepared.manifest["source_file"], digest, context)
+        else:  # what an earlier sitting could not log, or logged and then lost by a kill
+            for row in self.folder.rows():
+                run.log_metrics(_curves(row), step=row["epoch"])
+        return run
 
     # ---- training and after -------------------------------------------------------------------
 
-    def _train(self, run: Any) -> None:
-        loop, console, config = self.loop, self.console, self.config
+    def _train(self, tracked: tracking.Run | tracking.NoRun) -> None:
+        loop, config = self.loop, self.config
 
         def on_step(step: int, steps: int) -> None:
-            console.step(loop.progress.epoch + 1, config.epochs, step, steps, config.batch_size)
+            self.console.step(loop.progress.epoch + 1, config.epochs, step, steps, config.batch_size)
 
-        def on_epoch(row: dict[str, Any]) -> None:
+        def on_epoch(row: dict[str, Any], improved: bool) -> None:
             if self.world.is_main:
                 self.folder.append_row(row)
-            figures = {name: value for name, value in row.items() if name != "epoch"}
-            run.log_metrics(figures, step=row["epoch"])
-            console.epoch(row, config.epochs)
+            tracked.log_metrics(_curves(row), step=row["epoch"])
+            self.console.epoch(row, config.epochs, improved)
 
         self.stopper.deferring = True
         try:
@@ -267,23 +250,116 @@ class _Session:
     def _save_best(self) -> None:
         if not self.world.is_main:
             return
-        config, progress, task = self.config, self.loop.progress, self.prepared.task
-        record = WeightsRecord()
+        config, progress, task, prepared = self.config, self.loop.progress, self.task, self.prepared
+        mean, std = build.normalisation(self.model)
+        facts = result.provenance(self.world.device)
+        record = WeightsRecord(
+            model=config.model,
+            num_classes=self.objective.num_outputs,
+            params=count_parameters(self.model),
+            recipe="finetune",
+            init=config.init,
+            epochs=progress.epoch,
+            score={f"val_{config.eval.select}": progress.best_value},
+            data=DataRecord(
+                name=task.name,
+                size=config.size,
+                source_size=prepared.source_size,
+                interpolation=prepared.interpolation,
+                mean=mean,
+                std=std,
+                licence=task.licence or None,
+                source=prepared.source,
+                kind=task.kind,
+                classes=task.classes,
+            ),
+            licence=self.loaded.licence,
+            git_commit=facts["git_commit"],
+            versions=facts["versions"],
+        )
         save_weights(self.folder.best, self.model.state_dict(), record)
 
-    def _finish(self, run: Any) -> dict[str, Any]:
-        raise NotImplementedError
+    def _finish(self, tracked: tracking.Run | tracking.NoRun) -> dict[str, Any]:
+        """Score the last epoch, then the best one; write all that a finished run leaves behind."""
+        config, loop, folder = self.config, self.loop, self.folder
+        progress, resamples = loop.progress, config.eval.resamples
+        self.console.line(f"scoring the test split, best epoch {progress.best_epoch}")
+        last = {s: result.score_split(loop, self.batches[s], resamples)[0] for s in ("val", "test")}
+        result.load_best(self.model, folder.best, self.world)
+        val, _, _ = result.score_split(loop, self.batches["val"], resamples)
+        test, labels, probabilities = result.score_split(loop, self.batches["test"], resamples)
+        rows = folder.rows()
+        seconds = sum(row["epoch_seconds"] for row in rows)
+        trained = sum(row["epoch_seconds"] * row["images_per_second"] for row in rows)
+        report = {
+            "task": self.task.name,
+            "kind": self.task.kind,
+            "classes": list(self.task.classes),
+            "model": config.model,
+            "init": config.init,
+            "weights": str(self.loaded),
+            "seed": config.seed,
+            "data": {
+                "source": self.prepared.source,
+                "size": config.size,
+                "source_size": self.prepared.source_size,
+                "interpolation": self.prepared.interpolation,
+                "train_images": len(self.batches["train"].index),
+                "sha256": self.data_hashes,
+            },
+            "epochs": config.epochs,
+            "best_epoch": progress.best_epoch,
+            "selected_on": f"val_{config.eval.select}",
+            "val": val,
+            "test": test,
+            "last_epoch": last,
+            "seconds": round(seconds, 3),
+            "images_per_second": round(trained / max(seconds, 1e-9), 1),
+            "peak_memory": result.peak_memory(self.world.device),
+            "parameters": count_parameters(self.model),
+            "macs": self.macs,
+            "processes": self.world.size,
+            **result.provenance(self.world.device),
+            "mlflow_run_id": tracked.run_id,
+        }
+        if self.world.is_main:
+            self._write(report, labels, probabilities, tracked)
+        self.console.line(summary(report))
+        return report
+
+    def _write(
+        self,
+        report: dict[str, Any],
+        labels: Any,
+        probabilities: Any,
+        tracked: tracking.Run | tracking.NoRun,
+    ) -> None:
+        folder, task = self.folder, self.task
+        result.write_predictions(folder.predictions, probabilities)
+        pictures = result.draw(folder, task.kind, task.classes, labels, probabilities)
+        for path in (*pictures, folder.predictions, folder.config):
+            tracked.log_artifact(path, "figures" if path in pictures else None)
+        scores = {f"best_{split}_{name}": report[split][name]
+                  for split in ("val", "test") for name in ("acc", "auc")}  # fmt: skip
+        tracked.log_weights(folder.best, "best", scores)
+        write_atomic(folder.result, json.dumps(report, indent=2) + "\n")  # last: this is "finished"
+        tracked.log_artifact(folder.result)
 
 
-def seed_everything(seed: int) -> None:
-    """Seed every generator that a run draws from."""
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)
+def _curves(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in row.items() if name != "epoch"}
 
 
-def peak_lr(config: FinetuneConfig) -> float:
-    """The peak learning rate: as given, or scaled from the one for 256 images."""
-    if config.optim.lr is not None:
-        return config.optim.lr
-    return optim.lr_from_base(config.optim.lr_base, config.batch_size)
+def summary(report: dict[str, Any]) -> str:
+    """The result in two lines, for a person."""
+    parts = []
+    for name in ("acc", "auc"):
+        value, interval = report["test"][name], report["test"].get("intervals_95", {}).get(name)
+        if value is not None:
+            parts.append(f"{name} {value:.4f}" + (f" [{interval[0]:.4f}, {interval[1]:.4f}]" if interval else ""))
+    source = "SYNTHETIC data, " if report["data"]["source"] == "synthetic" else ""
+    return (
+        f"test    {', '.join(parts)}   ({source}n = {report['test']['n']}, 95% bootstrap intervals; "
+        f"epoch {report['best_epoch']} of {report['epochs']}, picked by {report['selected_on']})\n"
+        f"time    {duration(report['seconds'])}, {report['images_per_second']:,.0f} img/s"
+    )
