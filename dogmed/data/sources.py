@@ -169,9 +169,10 @@ def _official(task: Task, request: Request, progress: Progress | None) -> Source
     size = request.upsample_from or request.size
     file = official_file(task.name, size)
     path = _find_file(file, request, progress)
+    if progress is None and (path is None or request.data_dir is None):
+        return _promised(task, file, size, path)  # what is there is checked when it is used
     if path is None:
-        if progress is None:
-            return _promised(task, file, size)
+        assert progress is not None
         folder = request.cache_dir / "downloads"
         path = fetch_official(file, folder, request.cache_dir, progress)
     md5 = cached_md5(path, request.cache_dir, progress) or ""
@@ -218,13 +219,13 @@ def fetch_official(file: OfficialFile, folder: Path, cache_dir: Path, progress: 
     return path
 
 
-def _promised(task: Task, file: OfficialFile, size: int) -> Source:
-    """The official file as it will be once fetched: its MD5 and counts are known beforehand."""
+def _promised(task: Task, file: OfficialFile, size: int, path: Path | None) -> Source:
+    """The official file as it is once fetched (or found whole): MD5 and counts are published."""
     return Source(
         task=task,
         kind="official",
         name=file.name,
-        origin=None,
+        origin=path,
         content=file.md5,
         samples=official_samples(task.name),
         source_size=size,

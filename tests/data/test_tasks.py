@@ -74,7 +74,7 @@ def test_unknown_names_are_told_in_one_line():
     with pytest.raises(ConfigError, match=r"did you mean 'pathmnist'.*dogmed data list") as caught:
         get_task("pathmnits")
     assert "\n" not in str(caught.value)
-    with pytest.raises(DataError, match="no file or folder data/mine.npz"):
+    with pytest.raises(DataError, match=r"no file or folder data/mine\.npz"):
         get_task("data/mine.npz")
     with pytest.raises(ConfigError, match="28, 64, 128, 224 px, not 96"):
         official_file("pathmnist", 96)
