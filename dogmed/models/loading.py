@@ -1,0 +1,134 @@
+"""Strict loading of weights into a model: only the classifier may differ, and that is said."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+from torch import Tensor, nn
+
+from dogmed.errors import WeightsError
+from dogmed.models.weights import DataRecord, WeightsRecord, some
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What went into a model, for the log and the run's records; as a string, one line."""
+
+    init: str
+    """As asked for."""
+    source: str | None = None
+    """The file or repository; None for scratch."""
+    licence: str | None = None
+    sha256: str | None = None
+    """Of all tensors of the source."""
+    not_taken: tuple[str, ...] = ()
+    """Parameters of the classifier that were left at their initial values or left out."""
+    data: DataRecord | None = None
+    """What the weights were trained on, where known."""
+    record: WeightsRecord | None = None
+    notes: tuple[str, ...] = ()
+    """What else should be said."""
+
+    def __str__(self) -> str:
+        if self.source is None:
+            return "; ".join(["from scratch", *self.notes])
+        licence = self.licence or "not stated"
+        if "-nc" in licence.lower():
+            licence += " (non-commercial)"
+        short = f", sha256 {self.sha256[:12]}" if self.sha256 else ""
+        kept = f"new classifier, not taken: {', '.join(self.not_taken)}"
+        head = kept if self.not_taken else "classifier taken too"
+        line = f"{self.init} from {self.source}, licence {licence}{short}; {head}"
+        return "; ".join([line, *self.notes])
+
+
+def load_into(
+    model: nn.Module, state: Mapping[str, Tensor], *, source: str, trained: str | None = None
+) -> tuple[str, ...]:
+    """Load ``state`` into a timm model; only the classifier may differ.
+
+    The classifier is taken too if all of it fits, and otherwise keeps its initial values.
+
+    Args:
+        model: changed only if everything fits.
+        state: tensors by name.
+        source: file or repository, for the message.
+        trained: name of the architecture the tensors come from, where known.
+
+    Returns:
+        Names in the model's classifier, or in that of ``state``, that were not taken.
+
+    Raises:
+        WeightsError: anything outside the classifier is missing, left over or of another shape.
+    """
+    own = model.state_dict()
+    head = {n for n in (*own, *state) if n.startswith(tuple(_classifier_prefixes(model)))}
+    head_fits = all(n in own and n in state and own[n].shape == state[n].shape for n in head)
+    not_taken = () if head_fits else tuple(sorted(head))
+    missing = [n for n in own if n not in state and n not in head]
+    left_over = [n for n in state if n not in own and n not in head]
+    common = [n for n in own if n in state and n not in head]
+    misshapen = [n for n in common if own[n].shape != state[n].shape]
+    if missing or left_over or misshapen:
+        said = [
+            f"{len(names)} {what} ({some(names)})"
+            for names, what in ((missing, "missing"), (left_over, "unknown"))
+            if names
+        ]
+        if misshapen:
+            name = misshapen[0]
+            shapes = f"{tuple(state[name].shape)}, expected {tuple(own[name].shape)}"
+            said.append(f"{len(misshapen)} of another shape ({name} is {shapes})")
+        raise WeightsError(
+            f"the weights in {source} do not fit {architecture(model)}: "
+            f"{_cause(model, state, trained, common, misshapen)}; tensors: {', '.join(said)}"
+        )
+    taken = {name: state[name] for name in common} | (
+        {} if not_taken else {n: state[n] for n in head}
+    )
+    model.load_state_dict(taken, strict=False)
+    return not_taken
+
+
+def architecture(model: nn.Module) -> str:
+    """Return the name under which timm built ``model``."""
+    return _timm_config(model).get("architecture", type(model).__name__)
+
+
+def _timm_config(model: nn.Module) -> dict[str, Any]:
+    """Return the configuration that timm hung onto ``model``."""
+    config: Any = getattr(model, "pretrained_cfg", {})
+    return config
+
+
+def _classifier_prefixes(model: nn.Module) -> list[str]:
+    """``head.fc.`` and the like: the modules timm's ``get_classifier`` returns, by their names."""
+    classifier = cast(Any, model).get_classifier()
+    heads = classifier if isinstance(classifier, tuple | list) else (classifier,)
+    return [f"{n}." for n, m in model.named_modules() if any(m is head for head in heads)]
+
+
+def _cause(
+    model: nn.Module,
+    state: Mapping[str, Tensor],
+    trained: str | None,
+    common: list[str],
+    misshapen: list[str],
+) -> str:
+    """What most likely explains weights that do not fit."""
+    if trained is not None and trained != architecture(model):
+        return f"they are weights of {trained}"
+    if not common:
+        return "no name is the same, so they are of another architecture"
+    first = _timm_config(model).get("first_conv")
+    for conv in first if isinstance(first, tuple | list) else (first,):
+        name = f"{conv}.weight"
+        if name in misshapen:
+            theirs, ours = state[name].shape, model.state_dict()[name].shape
+            if theirs[:1] + theirs[2:] == ours[:1] + ours[2:]:
+                return f"they take images of {theirs[1]} channels, the model {ours[1]}"
+    if len(misshapen) > len(common) / 2:
+        return "they are of another size of this architecture"
+    return "they are of a variant of this architecture, or of another version of it"
