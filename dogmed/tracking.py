@@ -32,6 +32,7 @@ LOCK_SECONDS = 120  # setting up a database takes seconds, and many processes ma
 ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_LOGGING_LEVEL": "CRITICAL",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": str(STORE_SECONDS),
     "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
@@ -59,7 +60,7 @@ def quiet() -> None:
     """
     for key, value in ENVIRONMENT.items():
         os.environ.setdefault(key, value)
-    for name in ("mlflow", "alembic"):
+    for name in ("mlflow", "alembic", "urllib3.connectionpool"):
         logging.getLogger(name).setLevel(os.environ["MLFLOW_LOGGING_LEVEL"].upper())
 
 
@@ -278,8 +279,8 @@ def open_store(uri: str, out: Path) -> MlflowClient:
     _probe(uri)
     from mlflow import MlflowClient
 
-    client = MlflowClient(uri)
     with _one_at_a_time(uri, out):
+        client = MlflowClient(uri)
         client.search_experiments(max_results=1)
     return client
 
