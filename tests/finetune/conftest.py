@@ -1,0 +1,75 @@
+"""A small run that takes seconds, in this process and as a command of its own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dogmed import config
+from dogmed.finetune.config import FinetuneConfig
+from dogmed.finetune.run import finetune
+
+TINY = {
+    "task": "breastmnist",
+    "data": "synthetic",
+    "model": "dognext_test",
+    "size": 28,
+    "epochs": 2,
+    "batch_size": 64,
+    "tracking": "off",
+    "optim.lr_base": 1e-3,
+    "eval.resamples": 50,
+}
+
+
+@pytest.fixture(scope="session")
+def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def make_config(tmp_path: Path, cache_dir: Path) -> Callable[..., FinetuneConfig]:
+    def make(**overrides: Any) -> FinetuneConfig:
+        options = {key.replace("__", "."): value for key, value in overrides.items()}
+        values = {**TINY, "out": str(tmp_path / "runs"), "cache_dir": str(cache_dir), **options}
+        base = config.merge(config.recipe("finetune/default"), values)
+        return config.build(FinetuneConfig, base)
+
+    return make
+
+
+@pytest.fixture
+def run_tiny(make_config: Callable[..., FinetuneConfig]) -> Callable[..., dict[str, Any]]:
+    def run(**overrides: Any) -> dict[str, Any]:
+        result = finetune(make_config(**overrides))
+        assert result is not None
+        return result
+
+    return run
+
+
+@pytest.fixture
+def command(cache_dir: Path) -> Callable[..., list[str]]:
+    """The tiny run as a command line, for tests that kill it."""
+
+    def build(out: Path, *flags: str) -> list[str]:
+        options = {**TINY, "out": str(out), "cache_dir": str(cache_dir)}
+        words = [f"--{key.replace('_', '-')}={value}" for key, value in options.items()]
+        return [sys.executable, "-m", "dogmed", "finetune", *words, *flags]
+
+    return build
+
+
+@pytest.fixture
+def run_command(command: Callable[..., list[str]]) -> Callable[..., subprocess.CompletedProcess]:
+    def run(out: Path, *flags: str, **kwargs: Any) -> subprocess.CompletedProcess:
+        return subprocess.run(
+            command(out, *flags), capture_output=True, text=True, timeout=300, **kwargs
+        )
+
+    return run

@@ -1,0 +1,158 @@
+"""Runs that are killed, as processes of their own, and continued by the same command."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from dogmed import checkpoint
+
+FLAGS = ("--epochs=6", "--batch-size=32", "--net.drop-path=0.2", "--checkpoint.minutes=0.00001")
+TIMES = {"epoch_seconds", "images_per_second"}
+VARYING = {"seconds", "images_per_second", "peak_memory", "mlflow_run_id"}
+Command = Callable[..., list[str]]
+RunCommand = Callable[..., subprocess.CompletedProcess]
+
+
+def run_folder(out: Path) -> Path:
+    (config,) = out.glob("finetune/*/*/seed0/config.yaml")
+    return config.parent
+
+
+def read_rows(folder: Path) -> list[dict[str, Any]]:
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in row.items() if key not in TIMES} for row in rows]
+
+
+def read_result(folder: Path) -> dict[str, Any]:
+    result = json.loads((folder / "result.json").read_text())
+    return {key: value for key, value in result.items() if key not in VARYING}
+
+
+def start_and_signal(command: list[str], out: Path, number: int) -> subprocess.CompletedProcess:
+    """Start a run, wait until it has saved something new, and send a signal at a random moment."""
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("last.pt")}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        saved = {path: path.stat().st_mtime_ns for path in out.rglob("last.pt")}
+        if saved != before:
+            break
+        time.sleep(0.01)
+    time.sleep(random.uniform(0, 1.5))
+    process.send_signal(number)
+    stdout, stderr = process.communicate(timeout=120)
+    return subprocess.CompletedProcess(command, process.returncode, stdout, stderr)
+
+
+def test_killed_and_continued_equals_undisturbed_to_the_bit(
+    command: Command, run_command: RunCommand, tmp_path: Path
+) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    done = run_command(whole, *FLAGS, "--tracking=off")
+    assert done.returncode == 0, done.stderr
+
+    killed = start_and_signal(command(broken, *FLAGS, "--tracking=mlflow"), broken, signal.SIGKILL)
+    assert killed.returncode in (-signal.SIGKILL, 0), killed.stderr
+    stopped = start_and_signal(command(broken, *FLAGS, "--tracking=mlflow"), broken, signal.SIGTERM)
+    assert stopped.returncode in (128 + signal.SIGTERM, 0), stopped.stderr
+    if stopped.returncode:
+        assert "Traceback" not in stopped.stderr
+        assert len(stopped.stderr.strip().splitlines()[-1:]) == 1
+        assert "the same command continues" in stopped.stderr
+    finished = run_command(broken, *FLAGS, "--tracking=mlflow")
+    assert finished.returncode == 0, finished.stderr
+
+    a, b = run_folder(whole), run_folder(broken)
+    first, second = (checkpoint.load(f / "checkpoints" / "last.pt") for f in (a, b))
+    assert first["progress"]["epoch"] == second["progress"]["epoch"] == 6
+    for name, tensor in first["model"].items():
+        assert torch.equal(tensor, second["model"][name]), name
+    for slot, state in first["optimizer"]["state"].items():
+        for name, value in state.items():
+            assert torch.equal(value, second["optimizer"]["state"][slot][name]), (slot, name)
+    best = [load_file(f / "checkpoints" / "best.safetensors") for f in (a, b)]
+    assert best[0].keys() == best[1].keys()
+    assert all(torch.equal(best[0][name], best[1][name]) for name in best[0])
+    assert read_rows(a) == read_rows(b)
+    assert read_result(a) == read_result(b)
+    assert (a / "predictions_test.csv").read_bytes() == (b / "predictions_test.csv").read_bytes()
+    check_one_whole_mlflow_run(broken, b)
+
+
+def check_one_whole_mlflow_run(out: Path, folder: Path) -> None:
+    """All sittings are one MLflow run, finished, with every epoch once."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{out / 'mlflow.db'}")
+    experiments = [e.experiment_id for e in client.search_experiments()]
+    (run,) = client.search_runs(experiments)
+    assert run.info.status == "FINISHED"
+    assert run.info.run_id == json.loads((folder / "result.json").read_text())["mlflow_run_id"]
+    history = client.get_metric_history(run.info.run_id, "val_loss")
+    assert [m.step for m in history] == [row["epoch"] for row in read_rows(folder)]
+    assert [m.value for m in history] == [row["val_loss"] for row in read_rows(folder)]
+    names = {file.path for file in client.list_artifacts(run.info.run_id)}
+    assert {"figures", "result.json", "config.yaml", "predictions_test.csv"} <= names
+
+
+def test_a_finished_run_is_left_alone_and_other_settings_are_refused(
+    run_tiny: Callable[..., dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = run_tiny()
+    folder = run_folder(tmp_path / "runs")
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+    capsys.readouterr()
+    assert run_tiny() == first
+    assert "already finished" in capsys.readouterr().out
+    after = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+    assert {p: t for p, t in after.items() if p.name != ".lock"} == {
+        p: t for p, t in before.items() if p.name != ".lock"
+    }
+    with pytest.raises(ValueError, match=r"other settings \(--epochs 2 -> 3\)"):
+        run_tiny(epochs=3)
+    again = run_tiny(epochs=3, resume="never")
+    assert again["epochs"] == 3
+    kept = json.loads((folder.with_name("seed0.old1") / "result.json").read_text())
+    assert kept == first
+
+
+def test_two_processes_do_not_share_a_run(
+    run_tiny: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    from filelock import FileLock
+
+    run_tiny()
+    with (
+        FileLock(run_folder(tmp_path / "runs") / ".lock"),
+        pytest.raises(ValueError, match="another process is running this very run"),
+    ):
+        run_tiny()
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty", "text"])
+def test_a_damaged_checkpoint_is_told_in_one_line(
+    run_tiny: Callable[..., dict[str, Any]], tmp_path: Path, damage: str
+) -> None:
+    run_tiny()
+    folder = run_folder(tmp_path / "runs")
+    (folder / "result.json").unlink()
+    last = folder / "checkpoints" / "last.pt"
+    content = last.read_bytes()
+    last.write_bytes(
+        {"truncated": content[: len(content) // 2], "empty": b"", "text": b"hello"}[damage]
+    )
+    with pytest.raises(ValueError, match=r"last\.pt") as caught:
+        run_tiny()
+    assert "\n" not in str(caught.value)
+    assert last.exists()
