@@ -139,10 +139,10 @@ def save_weights(
     try:
         with atomic_path(path) as temporary:
             metadata = {"format": "pt", _METADATA_KEY: json.dumps(content)}
-            safetensors.torch.save_file(tensors, temporary, metadata=metadata)
+            temporary.write_bytes(safetensors.torch.save(tensors, metadata))
         with atomic_path(path.with_suffix(".json")) as temporary:
             temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    except (OSError, safetensors.SafetensorError) as error:
+    except OSError as error:
         raise WeightsError(f"cannot write weights to {path}: {reason(error)}") from error
     return record
 

@@ -156,7 +156,7 @@ def test_no_space_leaves_the_old_files(saved: Path) -> None:
         [sys.executable, "-c", SAVE_WITH_NO_SPACE, str(saved)], capture_output=True, text=True
     )
     assert run.returncode == 1
-    assert run.stderr.startswith(f"cannot write weights to {saved}: ")
+    assert run.stderr.startswith(f"cannot write weights to {saved}: file too large")
     assert run.stderr.count("\n") == 1
     assert _same(read_weights(saved)[0], before)
     assert {p.name for p in saved.parent.iterdir()} == {"best.safetensors", "best.json"}
