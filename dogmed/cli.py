@@ -7,7 +7,7 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from dogmed import __version__
 from dogmed.errors import ConfigError, DogmedError, nearest
@@ -97,7 +97,7 @@ def _dispatch(words: list[str]) -> int:
     command = COMMANDS[name]
     from dogmed import config
 
-    parsed = config.parse(
+    parsed: Any = config.parse(
         _resolve(command.config),
         rest,
         prog=f"dogmed {name}",
@@ -143,7 +143,7 @@ def _help() -> str:
     )
 
 
-def _resolve(path: str) -> object:
+def _resolve(path: str) -> Any:
     module, _, name = path.partition(":")
     return getattr(importlib.import_module(module), name)
 

@@ -15,7 +15,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, TypeVar, dataclass_transform
+from typing import Any, TypeVar, cast, dataclass_transform
 
 import yaml
 
@@ -109,7 +109,7 @@ def parse(
         default = build(cls, values, where=where)
     _refuse_unknown_flags(cls, argv)
     parsed = _run_tyro(cls, argv, default, prog, summary)
-    return build(cls, dataclasses.asdict(parsed), where="flags")
+    return build(cls, dataclasses.asdict(cast(Any, parsed)), where="flags")
 
 
 def merge(low: Mapping[str, Any], high: Mapping[str, Any]) -> dict[str, Any]:
@@ -168,7 +168,9 @@ def _parse_yaml(text: str, where: str) -> dict[str, Any]:
     if values is None:
         return {}
     if not isinstance(values, dict):
-        raise ConfigError(f"{where}: expected 'option: value' lines, found a {type(values).__name__}")
+        raise ConfigError(
+            f"{where}: expected 'option: value' lines, found a {type(values).__name__}"
+        )
     return values
 
 
@@ -216,9 +218,7 @@ def _refuse_unknown(cls: type, values: Mapping[str, Any], where: str, prefix: st
     known = {field.name for field in dataclasses.fields(cls)} | set(leaves)
     for key, value in values.items():
         if key not in known:
-            raise ConfigError(
-                f"{where}: unknown key '{prefix}{key}'" + nearest(key, [*known])
-            )
+            raise ConfigError(f"{where}: unknown key '{prefix}{key}'" + nearest(key, [*known]))
         if key in groups and isinstance(value, Mapping):
             _refuse_unknown(groups[key], value, where, f"{prefix}{key}.")
 
@@ -276,5 +276,3 @@ def _one_line(box: str, argv: Sequence[str]) -> str:
     if wrong:
         line += nearest(wrong[1], re.findall(r"'(.*?)'", wrong[2]))
     return line
-
-

@@ -15,7 +15,7 @@ from dogmed.data.loader import Batches, stratified_fraction
 from dogmed.data.progress import Progress
 from dogmed.data.store import Prepared, prepare
 from dogmed.distributed import World
-from dogmed.errors import ConfigError, DataError
+from dogmed.errors import DataError
 from dogmed.finetune.config import FinetuneConfig
 from dogmed.models import build_model
 from dogmed.models.loading import Loaded
@@ -173,7 +173,9 @@ def compile_or_fall_back(
             out.float().sum().backward()
         except Exception as error:  # whatever a compiler, its back end or its tool chain raises
             lines = str(error).strip().splitlines()
-            say(f"torch.compile failed, going on without: {lines[0] if lines else type(error).__name__}")
+            say(
+                f"torch.compile failed, going on without: {lines[0] if lines else type(error).__name__}"
+            )
             compiled = model
     model.train(training)
     model.zero_grad(set_to_none=True)

@@ -88,7 +88,7 @@ class FinetuneConfig:
     """Train a model on one task, select on val, score test once."""
 
     task: str
-    """Official task (dogmed data list), an .npz with MedMNIST's six keys, or a folder train|val|test/<class>/*.png|jpg."""
+    """Official task (dogmed data list), an .npz with its six keys, or a folder train|val|test/<class>/*.png|jpg."""
     kind: Literal["binary", "multi-class", "multi-label", "ordinal"] | None
     """Kind of the user's own task; inferred from the labels when None."""
     data: Literal["official", "synthetic"]

@@ -100,7 +100,9 @@ class Stopper:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if not self.deferring or self.requested is not None:
-            raise Interrupted("stopped; the same command continues from the last saved state", number)
+            raise Interrupted(
+                "stopped; the same command continues from the last saved state", number
+            )
         self.requested = number
         self.console.line("stopping after this step (once more to stop at once)")
 

@@ -18,8 +18,22 @@ from dogmed.finetune.config import FinetuneConfig
 
 # Options that decide where and how fast a run is, not what it computes: they may differ on resume.
 FREE = frozenset(
-    "data_dir cache_dir weights_dir out device compile cache resume tracking dry_run "
-    "eval.batch_size eval.resamples checkpoint.minutes".split()
+    {
+        "data_dir",
+        "cache_dir",
+        "weights_dir",
+        "out",
+        "device",
+        "compile",
+        "cache",
+        "resume",
+        "tracking",
+        "dry_run",
+        "eval.batch_size",
+        "eval.resamples",
+        "checkpoint.minutes",
+    }
+)
 )
 
 
@@ -144,4 +158,3 @@ def _slug(text: str) -> str:
         text = Path(text).stem
     text = text.rstrip("/").replace("hf-hub:", "")
     return re.sub(r"[^A-Za-z0-9._-]+", "_", text).strip("._") or "unnamed"
-

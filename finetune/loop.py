@@ -28,7 +28,9 @@ from dogmed.distributed import World
 from dogmed.errors import Interrupted, TrainingError
 from dogmed.objective import Objective
 
-LOSS_CHECK_STEPS = 50  # on CUDA the loss is looked at (a host synchronisation) once in so many steps
+LOSS_CHECK_STEPS = (
+    50  # on CUDA the loss is looked at (a host synchronisation) once in so many steps
+)
 AGREE_STEPS = 8  # several processes agree on stopping and saving once in so many steps
 
 
@@ -99,6 +101,7 @@ class Loop:
             ids = [world.device.index] if world.device.type == "cuda" else None
             self.network = DistributedDataParallel(network, device_ids=ids)
         self.progress = Progress()
+        self.extra_state: dict[str, Any] = {}  # what the caller wants saved with every checkpoint
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=world.device)
         self.bad_step = torch.zeros((), dtype=torch.int64, device=world.device)
         self.trainer = self._build_trainer()
@@ -316,7 +319,7 @@ class Loop:
 
     # ---- state --------------------------------------------------------------------------------
 
-    def save(self, path: Path, **extra: Any) -> None:
+    def save(self, path: Path) -> None:
         """Write everything that the rest of the run depends on (all processes take part)."""
         self._check_loss(last_step=True)
         mine = {"rng": checkpoint.rng_state(), "loss_sum": float(self.loss_sum)}
@@ -332,12 +335,8 @@ class Loop:
                 "scheduler": self.scheduler.state_dict(),
                 "ranks": ranks,
                 **self.extra_state,
-                **extra,
             },
         )
-
-    extra_state: dict[str, Any] = {}
-    """What the caller wants saved with every checkpoint (set on the instance)."""
 
     def load(self, state: dict[str, Any]) -> None:
         """Take up a saved state; random number generators come last, so nothing draws after them.

@@ -53,7 +53,8 @@ def describe(config: FinetuneConfig) -> str:
             f"model     {config.model}: {describe_cost(parameters, macs)} an image; {loaded}",
             f"steps     {config.epochs} epochs × {steps} steps of {batch} images = "
             f"{config.epochs * steps:,} steps on {find_device(config.device)}, peak lr {build.peak_lr(config):.3g}",
-            f"memory    {human(states)} for weights, gradients and moments, {human(per_image * batch)} for "
+            f"memory    {human(states)} for weights, gradients and moments, "
+            f"{human(per_image * batch)} for "
             f"the activations of a batch (float32; half of it under bfloat16)",
             f"run       {run.root} {state}; about {human(on_disk)} of checkpoints",
             "dry run: nothing was written",

@@ -14,11 +14,11 @@ import torch
 from torch import nn
 
 from dogmed import __version__, metrics, stats
-from dogmed.metrics import write_predictions
 from dogmed.data.loader import Batches
 from dogmed.distributed import World
 from dogmed.finetune.folder import RunFolder
 from dogmed.finetune.loop import Loop
+from dogmed.metrics import write_predictions
 from dogmed.models.weights import read_weights
 
 __all__ = ["draw", "load_best", "peak_memory", "provenance", "score_split", "write_predictions"]
@@ -45,7 +45,9 @@ def load_best(model: nn.Module, path: Path, world: World) -> None:
     model.load_state_dict(state)
 
 
-def draw(folder: RunFolder, kind: str, classes: tuple[str, ...], labels: Any, probabilities: Any) -> list[Path]:
+def draw(
+    folder: RunFolder, kind: str, classes: tuple[str, ...], labels: Any, probabilities: Any
+) -> list[Path]:
     """Draw learning curves, confusion matrix and ROC of the test split; returns the files."""
     from dogmed import plots
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -227,7 +225,9 @@ class _Session:
         loop, config = self.loop, self.config
 
         def on_step(step: int, steps: int) -> None:
-            self.console.step(loop.progress.epoch + 1, config.epochs, step, steps, config.batch_size)
+            self.console.step(
+                loop.progress.epoch + 1, config.epochs, step, steps, config.batch_size
+            )
 
         def on_epoch(row: dict[str, Any], improved: bool) -> None:
             if self.world.is_main:
@@ -356,7 +356,10 @@ def summary(report: dict[str, Any]) -> str:
     for name in ("acc", "auc"):
         value, interval = report["test"][name], report["test"].get("intervals_95", {}).get(name)
         if value is not None:
-            parts.append(f"{name} {value:.4f}" + (f" [{interval[0]:.4f}, {interval[1]:.4f}]" if interval else ""))
+            parts.append(
+                f"{name} {value:.4f}"
+                + (f" [{interval[0]:.4f}, {interval[1]:.4f}]" if interval else "")
+            )
     source = "SYNTHETIC data, " if report["data"]["source"] == "synthetic" else ""
     return (
         f"test    {', '.join(parts)}   ({source}n = {report['test']['n']}, 95% bootstrap intervals; "
