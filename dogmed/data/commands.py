@@ -105,7 +105,7 @@ def data_list(*, cache_dir: Path | None = None) -> int:
 def data_download(
     *,
     task: tuple[str, ...],
-    size: tuple[int, ...] = (224,),
+    size: tuple[int, ...],
     to: Path | None = None,
     cache_dir: Path | None = None,
     progress: Progress | None = None,
@@ -157,9 +157,9 @@ def data_synth(
     *,
     task: tuple[str, ...],
     out: Path,
-    size: tuple[int, ...] = (28,),
+    size: tuple[int, ...],
+    seed: int,
     samples: int | None = None,
-    seed: int = 0,
 ) -> int:
     """Write ``<task>_<size>_synthetic.npz`` files and print their paths."""
     make_folder(out)

@@ -46,7 +46,7 @@ class Handler(BaseHTTPRequestHandler):
         if fault == "broken":  # the connection ends in the middle
             self.wfile.write(body[: len(body) // 2])
             self.wfile.flush()
-            self.connection.close()
+            self.close_connection = True
         elif fault == "not a zip":
             self.wfile.write(b"??" + body[2:])
         else:
@@ -63,7 +63,7 @@ def server(monkeypatch):
     found = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     found.content, found.plan, found.requests = CONTENT, [], []
     found.url = f"http://127.0.0.1:{found.server_port}/pathmnist.npz?download=1"
-    thread = threading.Thread(target=found.serve_forever, daemon=True)
+    thread = threading.Thread(target=found.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     yield found
     found.shutdown()
