@@ -66,21 +66,22 @@ def build_network(config: FinetuneConfig, num_outputs: int) -> tuple[nn.Module, 
     )
 
 
-def normalisation(model: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation per channel, in [0, 1], that the model's weights are meant for."""
+def normalisation(model: nn.Module, loaded: Loaded) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation per channel, in [0, 1]: those the initial weights were trained with."""
+    if loaded.data is not None:
+        return loaded.data.mean, loaded.data.std
     cfg: Any = model.pretrained_cfg
     return tuple(cfg["mean"]), tuple(cfg["std"])
 
 
 def build_batches(
-    config: FinetuneConfig, prepared: Prepared, world: World, model: nn.Module
+    config: FinetuneConfig,
+    prepared: Prepared,
+    world: World,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
 ) -> dict[str, Batches]:
-    """A loader for each split; training ones shuffle, flip and honour ``train_fraction``.
-
-    Raises:
-        DataError: the model cannot take images of this size (timm's fixed-size models).
-    """
-    mean, std = normalisation(model)
+    """A loader for each split; the training one shuffles, flips and honours ``train_fraction``."""
     batches = {}
     for split in SPLITS:
         train, labels = split == "train", prepared.labels(split)

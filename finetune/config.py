@@ -25,8 +25,8 @@ class OptimConfig:
     """Peak learning rate as it is, in place of the scaled lr-base."""
     weight_decay: Annotated[float, Ge(0)]
     """Decoupled weight decay; never applied to DoGConv parameters, norms, GRN and biases."""
-    betas: tuple[Annotated[float, Ge(0), Lt(1)], Annotated[float, Ge(0), Lt(1)]]
-    """Decay rates of Adam's two moments."""
+    betas: tuple[Annotated[float, Ge(0), Lt(1)], Annotated[float, Ge(0), Lt(1)]] | None
+    """Decay rates of Adam's two moments; None for an optimizer that has none."""
     schedule: Literal["cosine", "linear", "constant"]
     """Course of the learning rate, per step."""
     warmup_epochs: Annotated[float, Ge(0)]
@@ -88,7 +88,7 @@ class FinetuneConfig:
     """Train a model on one task, select on val, score test once."""
 
     task: str
-    """Official task (dogmed data list), an .npz with its six keys, or a folder train|val|test/<class>/*.png|jpg."""
+    """Official task (dogmed data list), an .npz with its six keys, or a folder train|val|test/<class>/*."""
     kind: Literal["binary", "multi-class", "multi-label", "ordinal"] | None
     """Kind of the user's own task; inferred from the labels when None."""
     data: Literal["official", "synthetic"]

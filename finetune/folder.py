@@ -34,7 +34,6 @@ FREE = frozenset(
         "checkpoint.minutes",
     }
 )
-)
 
 
 class RunFolder:

@@ -47,12 +47,13 @@ def describe(config: FinetuneConfig) -> str:
         state = "is finished already"
     elif config.resume == "auto" and run.last.is_file():
         state = "would be continued"
+    device = find_device(config.device)
     return "\n".join(
         [
             *data.lines(),
             f"model     {config.model}: {describe_cost(parameters, macs)} an image; {loaded}",
             f"steps     {config.epochs} epochs × {steps} steps of {batch} images = "
-            f"{config.epochs * steps:,} steps on {find_device(config.device)}, peak lr {build.peak_lr(config):.3g}",
+            f"{config.epochs * steps:,} steps on {device}, peak lr {build.peak_lr(config):.3g}",
             f"memory    {human(states)} for weights, gradients and moments, "
             f"{human(per_image * batch)} for "
             f"the activations of a batch (float32; half of it under bfloat16)",

@@ -128,7 +128,8 @@ class _Session:
         self.model, self.loaded = build.build_network(config, self.objective.num_outputs)
         self.macs = count_macs(self.model, config.size)
         self.model.to(world.device, memory_format=torch.channels_last)
-        self.batches = build.build_batches(config, self.prepared, world, self.model)
+        self.mean, self.std = build.normalisation(self.model, self.loaded)
+        self.batches = build.build_batches(config, self.prepared, world, self.mean, self.std)
         steps = len(self.batches["train"])
         optimizer, scheduler = build.build_optimizer(config, self.model, steps)
         network = self.model
@@ -251,7 +252,6 @@ class _Session:
         if not self.world.is_main:
             return
         config, progress, task, prepared = self.config, self.loop.progress, self.task, self.prepared
-        mean, std = build.normalisation(self.model)
         facts = result.provenance(self.world.device)
         record = WeightsRecord(
             model=config.model,
@@ -266,8 +266,8 @@ class _Session:
                 size=config.size,
                 source_size=prepared.source_size,
                 interpolation=prepared.interpolation,
-                mean=mean,
-                std=std,
+                mean=self.mean,
+                std=self.std,
                 licence=task.licence or None,
                 source=prepared.source,
                 kind=task.kind,

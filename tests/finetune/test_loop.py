@@ -27,9 +27,9 @@ def assemble(config: FinetuneConfig) -> dict[str, Any]:
     prepared = build.prepare_data(config, Quiet())
     build.seed_everything(config.seed)
     objective = build.build_objective(config, prepared.task.kind, prepared.task.num_classes)
-    model, _ = build.build_network(config, objective.num_outputs)
+    model, loaded = build.build_network(config, objective.num_outputs)
     model.to(memory_format=torch.channels_last)
-    batches = build.build_batches(config, prepared, WORLD, model)
+    batches = build.build_batches(config, prepared, WORLD, *build.normalisation(model, loaded))
     optimizer, scheduler = build.build_optimizer(config, model, len(batches["train"]))
     return {
         "model": model,
