@@ -1,0 +1,211 @@
+"""Pictures of a run, drawn from plain arrays: no screen, no pyplot, no global state."""
+
+from __future__ import annotations
+
+import os
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import ArrayLike
+
+from dogmed.metrics import check, decide, one_vs_rest, score
+
+DPI = 160
+CELL = 0.62  # side of a confusion matrix's cell, inches
+WRITTEN_CLASSES = 20  # beyond, cells and legends cannot be read and are left out
+COLOURS = [f"C{k}" for k in range(10)]  # matplotlib's ten, then the same ten dashed
+
+
+def learning_curves(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Draw losses, validation scores and learning rate over the epochs of ``metrics.jsonl``.
+
+    Args:
+        rows: one mapping an epoch with ``epoch``, ``train_loss``, ``val_loss``, ``val_acc``,
+            ``val_auc`` and ``lr``; an undefined value (None) is a gap.
+        path: of the PNG.
+    """
+    figure = Figure(figsize=(10.5, 3.1), layout="constrained")
+    axes = figure.subplots(1, 3)
+    panels = [
+        ("loss", {"train_loss": "training", "val_loss": "validation"}),
+        ("validation score", {"val_acc": "ACC", "val_auc": "AUC"}),
+        ("learning rate", {"lr": ""}),
+    ]
+    epochs = [row["epoch"] for row in rows]
+    for ax, (title, names) in zip(axes, panels, strict=True):
+        for name, label in names.items():
+            values = np.array([row.get(name) for row in rows], dtype=float)
+            ax.plot(epochs, values, label=label, marker="o" if len(rows) < 30 else None, ms=3)
+        if len(names) > 1:
+            ax.legend(frameon=False)
+        ax.set(title=title, xlabel="epoch")
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        ax.ticklabel_format(axis="y", scilimits=(-3, 4), useOffset=False)
+        _light(ax)
+    axes[2].set_ylim(0, axes[2].dataLim.ymax * 1.08 or 1)
+    _save(figure, path)
+
+
+def confusion_matrix(
+    labels: ArrayLike, probabilities: ArrayLike, classes: Sequence[str], path: Path
+) -> None:
+    """Draw which classes are taken for which: counts, and colours by share of the true class.
+
+    A multi-label task (as many columns of labels as classes) becomes a table of one row a label:
+    found, missed, false alarm, rejected.
+
+    Args:
+        labels: (N, L) integers.
+        probabilities: (N, C).
+        classes: C names.
+        path: of the PNG.
+    """
+    y = np.asarray(labels)
+    if y.ndim == 2 and y.shape[1] == len(classes):
+        y, p = check("multi-label", y, probabilities)
+        counts, groups = _outcomes(y, decide("multi-label", p))
+        columns = ["found\n(sensitivity)", "missed", "false alarm", "rejected\n(specificity)"]
+        size, across = (1.5 * CELL, 0.75 * CELL), ""
+    else:
+        kind = "binary" if len(classes) == 2 else "multi-class"
+        y, p = check(kind, y, probabilities)
+        counts = np.zeros((len(classes), len(classes)), dtype=np.int64)
+        np.add.at(counts, (y[:, 0], decide(kind, p)), 1)
+        groups = np.broadcast_to(counts.sum(1, keepdims=True), counts.shape)
+        columns, size, across = [_wrap(c) for c in classes], (CELL, CELL), "predicted"
+    if (dense := len(classes) > WRITTEN_CLASSES) and across:
+        size = (0.25, 0.25)
+    shares = np.divide(counts, groups, out=np.full(counts.shape, np.nan), where=groups > 0)
+    figure = Figure(layout="constrained")
+    figure.set_size_inches(3.6 + size[0] * counts.shape[1], 1.6 + size[1] * len(classes))
+    ax = figure.subplots()
+    image = ax.imshow(
+        shares, cmap="Blues", norm=Normalize(0, 1), aspect="equal" if across else "auto"
+    )
+    if not (dense and across):
+        _write_cells(ax, counts, shares)
+    ax.set_xticks(range(len(columns)), columns)
+    if across:
+        ax.tick_params(axis="x", rotation=90 if len(classes) > 4 else 0)
+        ax.set(xlabel=across, ylabel="true")
+    else:
+        ax.xaxis.tick_top()
+        ax.axvline(1.5, color="white", lw=4)
+    ax.set_yticks(range(len(classes)), [_wrap(c) for c in classes])
+    ax.tick_params(length=0, labelsize=8)
+    ax.spines[:].set_visible(False)
+    bar = figure.colorbar(image, ax=ax, fraction=0.05, pad=0.02, aspect=30)
+    bar.set_label("share of the true class" if across else "share of those with or without it")
+    bar.outline.set_visible(False)
+    _save(figure, path)
+
+
+def roc(
+    kind: str,
+    labels: ArrayLike,
+    probabilities: ArrayLike,
+    classes: Sequence[str],
+    path: Path,
+) -> None:
+    """Draw each class's ROC curve against the rest and their mean, with the AUC of each.
+
+    The mean is over true positive rates at equal false positive rates, so that its area is the
+    mean AUC, the official score.
+
+    Args:
+        kind: one of ``metrics.KINDS``.
+        labels: (N, L) integers.
+        probabilities: (N, C).
+        classes: C names.
+        path: of the PNG.
+    """
+    from sklearn.metrics import auc, roc_curve
+
+    y, p = check(kind, labels, probabilities)
+    curves = list(one_vs_rest(kind, y, p))
+    names = [classes[-1]] if kind == "binary" else classes
+    written = len(curves) <= WRITTEN_CLASSES
+    figure = Figure(
+        figsize=(8.2 if len(curves) > 1 and written else 4.8, 4.6), layout="constrained"
+    )
+    ax = figure.subplots()
+    ax.plot([0, 1], [0, 1], color="0.7", lw=0.8, ls=":")
+    grid, rates = np.linspace(0, 1, 1001), []
+    for k, ((positive, scores), name) in enumerate(zip(curves, names, strict=True)):
+        style: dict[str, Any] = {"color": COLOURS[k % 10], "ls": "--" if k >= 10 else "-"}
+        if not written:
+            style = {"color": "0.75"}
+        if positive.all() or not positive.any():
+            ax.plot([], [], label=f"  –    {_wrap(name, 44)} (undefined)", **style)
+            continue
+        fpr, tpr, _ = roc_curve(positive, scores)
+        label = f"{auc(fpr, tpr):.3f} {_wrap(name, 44)} ({positive.sum():,})"
+        ax.plot(fpr, tpr, lw=1.2, label=label if written else None, **style)
+        rates.append(np.interp(grid, fpr, tpr))
+    if len(curves) > 1 and rates:
+        mean = score(kind, y, p)["auc"]
+        label = f"{mean:.3f} mean of {len(rates)} classes"
+        ax.plot([0, *grid], [0, *np.mean(rates, axis=0)], color="black", lw=2, label=label)
+    ax.set(xlabel="false positive rate", ylabel="true positive rate", aspect="equal")
+    ax.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
+    _light(ax)
+    place: dict[str, Any] = {"loc": "lower right"}
+    if len(curves) > 1 and written:
+        place = {"loc": "center left", "bbox_to_anchor": (1.02, 0.5)}
+    ax.legend(title="AUC, class (positives)", frameon=False, fontsize=8, **place)
+    _save(figure, path)
+
+
+def _outcomes(labels: Any, decided: Any) -> tuple[Any, Any]:
+    """Counts (L, 4) of found, missed, false alarm, rejected; and how many could be each."""
+    found = (labels * decided).sum(0)
+    alarm = ((1 - labels) * decided).sum(0)
+    present = labels.sum(0)
+    absent = len(labels) - present
+    counts = np.stack([found, present - found, alarm, absent - alarm], 1)
+    return counts, np.stack([present, present, absent, absent], 1)
+
+
+def _write_cells(ax: Axes, counts: Any, shares: Any) -> None:
+    for (row, column), count in np.ndenumerate(counts):
+        share = shares[row, column]
+        text = "–" if np.isnan(share) else f"{_percent(share)}\n{count:,}"
+        colour = "white" if share > 0.5 else "0.6" if count == 0 else "black"
+        ax.text(column, row, text, ha="center", va="center", fontsize=7, color=colour)
+
+
+def _percent(share: float) -> str:
+    """Whole percents; what is not quite none or all is not rounded to it."""
+    if 0 < share < 0.005:
+        return "<1%"
+    return ">99%" if 0.995 <= share < 1 else f"{share:.0%}"
+
+
+def _wrap(name: str, width: int = 22) -> str:
+    """Break a long class name over at most three lines."""
+    return "\n".join(textwrap.wrap(name, width, max_lines=3, placeholder=" …")) or name
+
+
+def _light(ax: Axes) -> None:
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.grid(color="0.92", lw=0.6)
+    ax.set_axisbelow(True)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    """Write the PNG whole or not at all, with the same bytes for the same picture."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        figure.savefig(
+            temporary, format="png", dpi=DPI, bbox_inches="tight", metadata={"Software": None}
+        )
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
