@@ -36,7 +36,8 @@ class Batches:
     restricts to a part of the split.
 
     In training the order is shuffled, and a last, smaller batch is left out when it would give a
-    process fewer than two images. In evaluation the order is 0..N-1 without flips.
+    process fewer than two images. In evaluation the order is 0..N-1 without flips,
+    and a process may have one batch fewer than another, never an empty one.
 
     Iterating yields dicts of ``image`` (B, 3, H, W) float32 channels_last and ``label`` (B, L)
     int64 on the device, and ``index`` (B,) int64 on the CPU: the image's place in the split.

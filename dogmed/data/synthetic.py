@@ -1,10 +1,11 @@
 """Synthetic images in MedMNIST's format, for tests and offline trials. Not medical data.
 
 Every class is a texture: a grating of its own wavelength and (unsigned, so that a flip keeps the
-class) orientation, with a faint tint in colour tasks, under random phase, position, contrast, a
-random background and noise. A multi-label image carries one patch per positive label; an ordinal
-image has more spots the higher its grade. Phase and noise make raw pixels useless to a linear
-classifier, while a small network learns the textures step by step.
+class) orientation, with a faint tint in colour tasks, at random phase and contrast, mixed with
+another class's texture, uneven light and noise, so that some images cannot be told. A
+multi-label image carries one patch per positive label; an ordinal image has more spots the higher
+its grade. Phase and noise make raw pixels useless to a linear classifier, while a small network
+learns the textures step by step.
 
 Everything is drawn per image from (seed, split, index), so the same images come out whatever the
 chunking. Class balance follows the official training labels, for all three splits; each count's
@@ -28,7 +29,7 @@ _GRID = 28  # the noise has this resolution at every size, so that no size is ea
 
 _FILE = "counted in the official file"
 _PUBLIC = "counts of the official training labels as published in open-source code using the files"
-_SUM = "published counts of the training labels; they add up to the official number of images"
+_SUM = "counts that add up to the official number of training images, not compared with the file"
 
 # Images per class (chest: positives per label) in the official training split, and where from.
 BALANCE: dict[str, tuple[tuple[int, ...], str]] = {
@@ -125,7 +126,7 @@ class Synthetic:
         if self.task.channels == 1:
             return _bytes(shape)
         tint = _tint(0 if self.task.kind == "ordinal" else int(label[0]), classes)
-        tint = tint + rng.normal(0, 0.12, 3)  # the tint alone does not tell the classes apart
+        tint = tint + rng.normal(0, 0.15, 3)  # the tint alone does not tell the classes apart
         return _bytes(shape[..., None] * 0.8 + tint)
 
 
@@ -144,8 +145,11 @@ class _Canvas:
         return noise + slope[0] * self.x + slope[1] * self.y + slope[2]
 
     def grating(self, rng: np.random.Generator, which: int, classes: int) -> np.ndarray:
-        """The class's texture over the whole image, at random phase and contrast."""
-        return rng.uniform(0.25, 0.6) * self._wave(rng, which, classes)
+        """The class's texture over the whole image, under a weaker one of another class."""
+        contrast, share = rng.uniform(0.2, 0.5), rng.uniform(0, 1.1)  # seldom the other is stronger
+        other = (which + int(rng.integers(1, classes))) % classes
+        own = self._wave(rng, which, classes)
+        return contrast * (own + share * self._wave(rng, other, classes))
 
     def patch(self, rng: np.random.Generator, which: int, classes: int) -> np.ndarray:
         """The label's texture within a soft round window at a random place."""
@@ -171,7 +175,7 @@ class _Canvas:
 def _tint(which: int, classes: int) -> np.ndarray:
     """A faint colour per class."""
     hue = 2 * np.pi * which / classes
-    return 0.1 * np.cos(hue + np.array([0, 2, 4]) * np.pi / 3)
+    return 0.05 * np.cos(hue + np.array([0, 2, 4]) * np.pi / 3)
 
 
 def _bytes(image: np.ndarray) -> np.ndarray:
