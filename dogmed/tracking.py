@@ -152,11 +152,7 @@ class Run:
     def log_dataset(self, name: str, source: str, digest: str, context: str) -> None:
         """Name the data of a ``context`` (``"train"``, ``"test"``), without copying any.
 
-        Args:
-            name: as the UI shows it.
-            source: URL or path.
-            digest: hash of the content; its first 36 characters are kept.
-            context: what the data was used for.
+        ``source`` is a URL or a path; of ``digest``, the content's hash, 36 characters are kept.
         """
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
@@ -167,12 +163,9 @@ class Run:
 
     @_guarded
     def log_weights(self, path: Path, name: str, metrics: Mapping[str, float | None]) -> str:
-        """Copy weights as a logged model and return its id: ``models:/<id>`` can be registered.
+        """Copy a .safetensors file as a logged model; returns its id, and ``models:/<id>`` registers.
 
-        Args:
-            path: a .safetensors file.
-            name: of the model.
-            metrics: its scores. They join the run's, at step 0: name them unlike the curves.
+        The model's ``metrics`` join the run's, at step 0: name them unlike the curves.
         """
         from mlflow.entities import LoggedModelOutput
 
