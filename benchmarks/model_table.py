@@ -12,7 +12,6 @@ from __future__ import annotations
 import timm
 import torch
 
-from dogmed.models import DoGConv2d
 from dogmed.models.cost import count_macs, count_parameters
 
 SIZES = ("atto", "femto", "pico", "nano", "tiny", "base", "large", "huge")
@@ -28,8 +27,7 @@ def count(name: str) -> tuple[int, int]:
     with torch.device("meta"):
         model = timm.create_model(name, num_classes=1000)
         macs = count_macs(model, 224)
-    sampling = sum(m.sampling_macs for m in model.modules() if isinstance(m, DoGConv2d))
-    return count_parameters(model), macs + sampling
+    return count_parameters(model), macs
 
 
 def cells(name: str) -> str:

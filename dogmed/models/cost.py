@@ -6,6 +6,9 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from dogmed.models.dog import DoGConv2d
+from dogmed.models.stem import FusedStem
+
 
 def count_parameters(model: nn.Module) -> int:
     """Number of trained parameters."""
@@ -15,19 +18,26 @@ def count_parameters(model: nn.Module) -> int:
 def count_macs(model: nn.Module, size: int, in_chans: int = 3) -> int:
     """Multiply-accumulates of one forward pass of one ``size`` × ``size`` image.
 
-    Counted by torch's own counter (convolutions and matrix products), a MAC being two FLOPs. Works on
-    the meta device too.
+    Counted by torch's own counter (convolutions and matrix products), a MAC being two FLOPs, plus
+    what sampling DoG kernels takes, once for the whole batch. They are those of the network as
+    published: a fused stem counts in its plain order. Works on the meta device too.
     """
+    stems = [m for m in model.modules() if isinstance(m, FusedStem) and m.fused]
+    sampling = sum(m.sampling_macs for m in model.modules() if isinstance(m, DoGConv2d))
     parameter = next(model.parameters())
     image = torch.zeros(1, in_chans, size, size, device=parameter.device, dtype=parameter.dtype)
     training = model.training
     model.eval()
+    for stem in stems:
+        stem.fused = False
     try:
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             model(image)
     finally:
         model.train(training)
-    return counter.get_total_flops() // 2
+        for stem in stems:
+            stem.fused = True
+    return counter.get_total_flops() // 2 + sampling
 
 
 def describe_cost(parameters: int, macs: int) -> str:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from dogmed.errors import ConfigError
 from dogmed.models.dog import MARGIN, DoGConv2d, Order, check_choice
+from dogmed.models.stem import FusedStem, StemDoGConv2d, StemPool2d
 
 STRIDES = (4, 2, 2, 2)
 """Stride of the first DoGConv of each stage."""
@@ -129,11 +130,13 @@ class DoGNeXt(ConvNeXt):
         )
         if downsample == "dog":
             self._stride_in_blocks()
+            self.stem = FusedStem(*self.stem)
         stages: Any = self.stages
         for stage in stages:
             for j, block in enumerate(stage.blocks):
                 strided = j == 0 and downsample == "dog"
-                block.conv_dw = DoGConv2d(
+                layer = StemDoGConv2d if strided and stage is stages[0] else DoGConv2d
+                block.conv_dw = layer(
                     block.conv_dw.out_channels,
                     kernel_size,
                     stride=block.shortcut.stride if strided else 1,
@@ -157,8 +160,9 @@ class DoGNeXt(ConvNeXt):
                 trunc_normal_(pointwise.weight, std=0.02)
                 nn.init.zeros_(pointwise.bias)
                 stage.downsample = nn.Sequential(norm, pointwise)
+            pool = StemPool2d if stage is stages[0] else nn.AvgPool2d
             # the pool rounds up, as a DoGConv does
-            stage.blocks[0].shortcut = nn.AvgPool2d(stride, ceil_mode=True, count_include_pad=False)
+            stage.blocks[0].shortcut = pool(stride, ceil_mode=True, count_include_pad=False)
             reduction *= stride
             info["reduction"] = reduction
 
