@@ -5,7 +5,8 @@ Masked Autoencoders" (Woo et al., 2023, https://arxiv.org/abs/2301.00808) as tim
 blocks, norms, GRN MLP, drop path, head, initialisation and module names are timm's. From the
 thesis: 1x1 convolutions for the stem and for downsampling, DoGConvs that stride (4, 2, 2, 2) in the
 first block of each stage with an average pool as shortcut, and the ablations of Table 4.2. Ours:
-how the pool meets sizes that the stride does not divide, and `dognext_test`.
+how the pool meets sizes that the stride does not divide, `dognext_test`, and the order in which the
+stem (`stem.py`) and GRN (`grn.py`) are computed.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 
 from dogmed.errors import ConfigError
 from dogmed.models.dog import MARGIN, DoGConv2d, Order, check_choice
+from dogmed.models.grn import FastGlobalResponseNorm
 from dogmed.models.stem import FusedStem, StemDoGConv2d, StemPool2d
 
 STRIDES = (4, 2, 2, 2)
@@ -146,6 +148,10 @@ class DoGNeXt(ConvNeXt):
                     bias=dog_bias,
                     margin=dog_margin,
                 ).to(block.conv_dw.weight)
+                if use_grn:
+                    width = block.mlp.fc1.weight.shape[0]
+                    norm = FastGlobalResponseNorm(width, channels_last=not conv_mlp)
+                    block.mlp.grn = norm.to(block.mlp.fc1.weight)
                 if double_residual:
                     stage.blocks[j] = DoubleResidualBlock(block)
 

@@ -1,0 +1,61 @@
+"""The fast global response normalisation against timm's."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from timm.layers.grn import GlobalResponseNorm
+from torch import nn
+
+from dogmed.models.grn import FastGlobalResponseNorm
+
+
+def layers(channels_last: bool) -> tuple[GlobalResponseNorm, FastGlobalResponseNorm]:
+    torch.manual_seed(0)
+    theirs = GlobalResponseNorm(6, channels_last=channels_last)
+    ours = FastGlobalResponseNorm(6, channels_last=channels_last)
+    nn.init.normal_(theirs.weight)
+    nn.init.normal_(theirs.bias)
+    ours.load_state_dict(theirs.state_dict(), strict=True)
+    return theirs, ours
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-13), (torch.float32, 1e-5)])
+def test_equals_timm(channels_last, dtype, bound):
+    results = []
+    for layer in layers(channels_last):
+        torch.manual_seed(1)
+        x = torch.randn(3, 7, 5, 6, dtype=dtype)
+        x[1] = 0  # norms of 0
+        x = (x if channels_last else x.permute(0, 3, 1, 2)).requires_grad_()
+        y = layer.to(dtype)(x)
+        (y * torch.linspace(-1, 2, y.numel(), dtype=dtype).view_as(y)).sum().backward()
+        results.append([y, x.grad, layer.weight.grad, layer.bias.grad])
+    torch.testing.assert_close(results[1], results[0], rtol=bound, atol=10 * bound)
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_passes_gradcheck(channels_last):
+    _, layer = layers(channels_last)
+    shape = (2, 4, 3, 6) if channels_last else (2, 6, 4, 3)
+    x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(layer.double(), (x,))
+
+
+def test_keeps_the_memory_format():
+    _, layer = layers(False)
+    x = torch.randn(2, 6, 4, 3).contiguous(memory_format=torch.channels_last).requires_grad_()
+    y = layer(x)
+    y.sum().backward()
+    assert y.is_contiguous(memory_format=torch.channels_last)
+    assert x.grad.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_autocast_gives_timms_types():
+    theirs, ours = layers(False)
+    x = torch.randn(2, 6, 4, 3).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        expected, got = theirs(x), ours(x)
+    assert got.dtype == expected.dtype
+    torch.testing.assert_close(got, expected, rtol=1e-2, atol=1e-2)
