@@ -19,7 +19,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 demo: setup
 	$(BIN)/dogmed finetune --task breastmnist --data synthetic --size 64 --model dognext_atto \
-	  --epochs 4 --batch-size 32 --optim.lr-base 2e-3 --out dogmed-runs/demo
+	  --epochs 6 --batch-size 32 --optim.lr-base 8e-3 --out dogmed-runs/demo
 	@echo
 	@echo "The run is in dogmed-runs/demo; look at it in the browser with"
 	@echo "  $(BIN)/dogmed ui --out dogmed-runs/demo"

@@ -106,5 +106,7 @@ def find_device(name: str, local_rank: int | None = None) -> torch.device:
         raise ConfigError(f"--device {name}: torch finds no CUDA device here; use --device cpu")
     index = local_rank if local_rank is not None else (device.index or 0)
     if index >= count:
-        raise ConfigError(f"--device cuda:{index}: only {count} CUDA device(s) here, 0 to {count - 1}")
+        raise ConfigError(
+            f"--device cuda:{index}: only {count} CUDA device(s) here, 0 to {count - 1}"
+        )
     return torch.device("cuda", index)

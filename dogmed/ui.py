@@ -45,11 +45,6 @@ class UiConfig:
     """Port to listen on; a free one is taken when it is busy."""
 
 
-def ui(config: UiConfig) -> None:
-    """Run the command ``dogmed ui``."""
-    serve(config.out, host=config.host, port=config.port)
-
-
 def comparison_url(server: str, experiment_id: str) -> str:
     """Address of the page that compares an experiment's runs by their charts."""
     page = "runs?workflowType=machine_learning&compareRunsMode=CHART"

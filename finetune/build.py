@@ -15,9 +15,10 @@ from dogmed.data.loader import Batches, stratified_fraction
 from dogmed.data.progress import Progress
 from dogmed.data.store import Prepared, prepare
 from dogmed.distributed import World
-from dogmed.errors import DataError
+from dogmed.errors import ConfigError, DataError
 from dogmed.finetune.config import FinetuneConfig
 from dogmed.models import build_model
+from dogmed.models.cost import count_macs
 from dogmed.models.loading import Loaded
 from dogmed.objective import Objective
 
@@ -64,6 +65,22 @@ def build_network(config: FinetuneConfig, num_outputs: int) -> tuple[nn.Module, 
         drop_path_rate=config.net.drop_path,
         weights_dir=config.weights_dir,
     )
+
+
+def count_macs_of(config: FinetuneConfig, model: nn.Module) -> int:
+    """Multiply-accumulates of one image, by running one.
+
+    Raises:
+        ConfigError: the model cannot take images of this size.
+    """
+    try:
+        return count_macs(model, config.size)
+    except (RuntimeError, AssertionError, ValueError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise ConfigError(
+            f"{config.model} cannot take {config.size} px images ({reason}); give a larger --size, "
+            "or a model that takes any, such as dognext_atto"
+        ) from error
 
 
 def normalisation(model: nn.Module, loaded: Loaded) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -8,7 +8,7 @@ from dogmed.distributed import find_device
 from dogmed.finetune import build
 from dogmed.finetune.config import FinetuneConfig
 from dogmed.finetune.folder import RunFolder
-from dogmed.models.cost import activation_bytes, count_macs, count_parameters, describe_cost
+from dogmed.models.cost import activation_bytes, count_parameters, describe_cost
 
 
 def describe(config: FinetuneConfig) -> str:
@@ -32,7 +32,7 @@ def describe(config: FinetuneConfig) -> str:
     objective = build.build_objective(config, data.task.kind, data.task.num_classes)
     build.seed_everything(config.seed)
     model, loaded = build.build_network(config, objective.num_outputs)
-    parameters, macs = count_parameters(model), count_macs(model, config.size)
+    parameters, macs = count_parameters(model), build.count_macs_of(config, model)
     train = max(1, round(data.samples["train"] * config.train_fraction))
     steps = max(1, -(-train // config.batch_size))
     build.build_optimizer(config, model, steps)  # for what it refuses

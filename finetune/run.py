@@ -20,7 +20,7 @@ from dogmed.finetune.config import FinetuneConfig
 from dogmed.finetune.console import Console, Stopper, duration
 from dogmed.finetune.folder import RunFolder, write_atomic
 from dogmed.finetune.loop import Loop, LoopSettings
-from dogmed.models.cost import count_macs, count_parameters, describe_cost
+from dogmed.models.cost import count_parameters, describe_cost
 from dogmed.models.weights import DataRecord, WeightsRecord, save_weights
 
 EXPERIMENT = "dogmed-finetune"
@@ -126,7 +126,7 @@ class _Session:
         build.seed_everything(config.seed)
         self.objective = build.build_objective(config, self.task.kind, self.task.num_classes)
         self.model, self.loaded = build.build_network(config, self.objective.num_outputs)
-        self.macs = count_macs(self.model, config.size)
+        self.macs = build.count_macs_of(config, self.model)
         self.model.to(world.device, memory_format=torch.channels_last)
         self.mean, self.std = build.normalisation(self.model, self.loaded)
         self.batches = build.build_batches(config, self.prepared, world, self.mean, self.std)
@@ -290,7 +290,7 @@ class _Session:
         test, labels, probabilities = result.score_split(loop, self.batches["test"], resamples)
         rows = folder.rows()
         seconds = sum(row["epoch_seconds"] for row in rows)
-        trained = sum(row["epoch_seconds"] * row["images_per_second"] for row in rows)
+        pace = len(rows) / sum(1 / row["images_per_second"] for row in rows)
         report = {
             "task": self.task.name,
             "kind": self.task.kind,
@@ -314,7 +314,7 @@ class _Session:
             "test": test,
             "last_epoch": last,
             "seconds": round(seconds, 3),
-            "images_per_second": round(trained / max(seconds, 1e-9), 1),
+            "images_per_second": round(pace, 1),
             "peak_memory": result.peak_memory(self.world.device),
             "parameters": count_parameters(self.model),
             "macs": self.macs,

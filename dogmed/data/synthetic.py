@@ -139,14 +139,14 @@ class _Canvas:
         self.up = np.maximum(0, 1 - np.abs(at[:, None] - np.arange(_GRID)))  # (size, 28), bilinear
 
     def background(self, rng: np.random.Generator) -> np.ndarray:
-        """Uneven light and noise, of standard deviation about 0.35."""
-        noise = self.up @ rng.normal(0, 0.45, (_GRID, _GRID)) @ self.up.T
+        """Uneven light and noise, of standard deviation about 0.3."""
+        noise = self.up @ rng.normal(0, 0.3, (_GRID, _GRID)) @ self.up.T
         slope = rng.normal(0, 0.2, 3)
         return noise + slope[0] * self.x + slope[1] * self.y + slope[2]
 
     def grating(self, rng: np.random.Generator, which: int, classes: int) -> np.ndarray:
         """The class's texture over the whole image, under a weaker one of another class."""
-        contrast, share = rng.uniform(0.2, 0.5), rng.uniform(0, 1.1)  # seldom the other is stronger
+        contrast, share = rng.uniform(0.5, 1.0), rng.uniform(0, 0.6)
         other = (which + int(rng.integers(1, classes))) % classes
         own = self._wave(rng, which, classes)
         return contrast * (own + share * self._wave(rng, other, classes))
@@ -167,7 +167,7 @@ class _Canvas:
     def _wave(self, rng: np.random.Generator, which: int, classes: int) -> np.ndarray:
         steps = max(1, (classes - 1) // 2)
         angle = np.pi / 2 * (which // 2) / steps + rng.normal(0, 0.06)  # 0 .. 90 degrees
-        cycles = (4.0, 6.5)[which % 2] * rng.uniform(0.93, 1.07)  # across the image
+        cycles = (2.5, 5.0)[which % 2] * rng.uniform(0.93, 1.07)  # across the image
         along = np.cos(angle) * self.x + np.sin(angle) * self.y
         return np.cos(np.pi * cycles * along + rng.uniform(0, 2 * np.pi))
 
@@ -175,7 +175,7 @@ class _Canvas:
 def _tint(which: int, classes: int) -> np.ndarray:
     """A faint colour per class."""
     hue = 2 * np.pi * which / classes
-    return 0.05 * np.cos(hue + np.array([0, 2, 4]) * np.pi / 3)
+    return 0.1 * np.cos(hue + np.array([0, 2, 4]) * np.pi / 3)
 
 
 def _bytes(image: np.ndarray) -> np.ndarray:
