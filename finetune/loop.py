@@ -102,6 +102,7 @@ class Loop:
             self.network = DistributedDataParallel(network, device_ids=ids)
         self.progress = Progress()
         self.extra_state: dict[str, Any] = {}  # what the caller wants saved with every checkpoint
+        self.lr = float("nan")  # of the last step taken
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=world.device)
         self.bad_step = torch.zeros((), dtype=torch.int64, device=world.device)
         self.trainer = self._build_trainer()
@@ -193,9 +194,10 @@ class Loop:
             clock["lap"] = now
 
         def after_step() -> None:
-            self.scheduler.step_update(trainer.state.iteration)
+            self.lr = self.optimizer.param_groups[0]["lr"]
             progress.step += 1
             self._check_loss(progress.step == steps)
+            self.scheduler.step_update(trainer.state.iteration)
             on_step(progress.step, steps)
             if progress.step == steps or not self._agreed_moment():
                 return
@@ -239,10 +241,9 @@ class Loop:
         bad = int(self.bad_step)
         if bad:
             epoch, step = divmod(bad - 1, len(self.train_batches))
-            lr = self.optimizer.param_groups[0]["lr"]
             raise TrainingError(
                 f"the loss is not finite in epoch {epoch + 1}, step {step + 1} of "
-                f"{len(self.train_batches)}, at learning rate {lr:.3g}; the last checkpoint is from "
+                f"{len(self.train_batches)}, at learning rate {self.lr:.3g}; the last checkpoint is from "
                 "before it. Lower --optim.lr-base, or set --optim.clip-grad 1"
             )
 
@@ -251,7 +252,6 @@ class Loop:
         count = min(len(batches.index), len(batches) * batches.batch_size)
         train_loss = float(self.world.sum(self.loss_sum.clone())) / count
         train_seconds, started = progress.epoch_seconds, time.monotonic()
-        lr = self.optimizer.param_groups[0]["lr"]
         prediction = self.predict(self.val_batches)
         val_loss = self.loss_of(prediction)
         scores = metrics.score(self.objective.kind, *self.probabilities_of(prediction))
@@ -267,7 +267,7 @@ class Loop:
             "val_loss": val_loss,
             "val_acc": scores["acc"],
             "val_auc": scores["auc"],
-            "lr": lr,
+            "lr": self.lr,
             "epoch_seconds": round(train_seconds + val_seconds, 3),
             "images_per_second": round(count / max(train_seconds, 1e-9), 1),
         }
