@@ -1,26 +1,16 @@
 """DoGConv: depthwise convolution with kernels sampled from differences of Gaussians.
 
 The formulation is that of the DoGNeXt thesis, sections 3.1 and 4.2.1, whose equation numbers are
-used throughout. Our own are the separable form of the integrals, the floor under sigma, the
-shuffled channels and the default mixing margin.
-
-Every kernel entry is the integral of the function over the entry's cell, so that a kernel sampled
-at another size keeps its mass. All integrals are products of two of the three one-dimensional ones
-of `gaussian_integrals`.
-
-Errata of the thesis, each shown by quadrature in tests/models/test_dog.py:
-
-- (3.15) is printed with 1/sigma^5 and with factors that do not integrate (3.6): the integral over x
-  is g'(c) - g'(a), with g'(x) = -x g(x) / sigma^2.
-- (3.16) is printed with 1/sigma^4 and 1/A, but the integral of (3.7) has 1/(2 pi sigma^2).
-- (3.20) writes sigma(p/0.01) for a softmax over two logits and prints d/dx twice: the second
-  function is the transposed one, d/dy.
+used throughout; the functions and their integrals are in `sampling.py`. Our own are the shuffled
+channels, the default mixing margin, and when kernels are sampled.
 """
 
 from __future__ import annotations
 
-import math
-from typing import Literal, NamedTuple
+import contextlib
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from typing import Any, Literal, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
@@ -28,75 +18,12 @@ from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
 from dogmed.errors import ConfigError, nearest
+from dogmed.models.sampling import DoGParameters, sample_kernels
 
 Order = Literal["base", "d1", "d2"]
 
-TEMPERATURE = 0.01
-"""Temperature of every mixing softmax (3.19)."""
-
 MARGIN = 0.05
 """Initial lead of the chosen function's logit: 98.7% of the weight, and a gradient to change it."""
-
-SIGMA_FLOOR = 1e-6
-"""Smallest |sigma| that is sampled.
-
-With an odd kernel size no cell edge lies on 0, every function is constant to the last bit once
-sigma is below 1/80 of a cell, and the floor changes nothing. With an even one an edge lies on 0,
-where g(0) = 1/(sigma sqrt(2 pi)) has no limit: the steepest entry, of d2/dxdy, has the slope
-1/(pi sigma^3). This is the smallest power of ten at which the square of that slope, which AdamW
-keeps, fits in float32.
-"""
-
-
-def cell_edges(kernel_size: int, extent: float, like: Tensor) -> Tensor:
-    """Return the edges of equal cells over [-extent, extent], exactly symmetric: (K + 1,).
-
-    Args:
-        kernel_size: number of cells, K.
-        extent: half-width of the sampled region, in the unit of sigma.
-        like: tensor whose dtype and device the edges take.
-    """
-    steps = torch.arange(-kernel_size, kernel_size + 1, 2, dtype=like.dtype, device=like.device)
-    return steps * (extent / kernel_size)
-
-
-def gaussian_integrals(sigma: Tensor, edges: Tensor, order: int = 2) -> Tensor:
-    """Integrate the Gaussian and its derivatives over the cells between edges: (..., order + 1, K).
-
-    Row n holds the integral of the n-th derivative of g(x) = exp(-x^2/2sigma^2)/(sigma sqrt(2 pi)):
-    the factors of (3.13) to (3.16), errata mended. Values and gradients are finite for every finite
-    sigma, 0 included. In the far tail the difference of two erf cancels; what is lost is of the
-    order of an ulp of the row's largest entry, and gradients, being Gaussians, lose nothing.
-
-    Args:
-        sigma: standard deviations, (...); only |sigma| counts.
-        edges: increasing cell edges, (K + 1,), of sigma's dtype.
-        order: highest derivative, 0 to 2.
-    """
-    if order not in (0, 1, 2):
-        raise ValueError(f"gaussian_integrals: order must be 0, 1 or 2, got {order!r}")
-    width = sigma.abs().clamp(min=SIGMA_FLOOR).unsqueeze(-1)  # (..., 1)
-    u = edges / width  # (..., K + 1)
-    antiderivatives = [0.5 * torch.erf(u / math.sqrt(2))]
-    if order >= 1:
-        g = torch.exp(-0.5 * u * u) / (width * math.sqrt(2 * math.pi))
-        antiderivatives.append(g)
-    if order == 2:
-        antiderivatives.append(-u * g / width)
-    return torch.stack(antiderivatives, dim=-2).diff(dim=-1)
-
-
-def separable_kernels(integrals: Tensor, weights: Tensor) -> Tensor:
-    """Sum weights[p, q] * (row p along y) (x) (row q along x) over p and q: (..., K, K).
-
-    Products and sums, not a matmul: neither autocast nor TF32 lowers their precision.
-
-    Args:
-        integrals: rows of one-dimensional integrals, (..., P, K).
-        weights: weight of each product, (..., P, P), y first.
-    """
-    along_x = (weights.unsqueeze(-1) * integrals.unsqueeze(-3)).sum(-2)  # (..., P, K)
-    return (integrals.unsqueeze(-1) * along_x.unsqueeze(-2)).sum(-3)
 
 
 class Pattern(NamedTuple):
@@ -215,6 +142,8 @@ class DoGConv2d(nn.Module):
         self.mix_d2 = nn.Parameter(torch.empty(channels, 3)) if highest == 2 else None
         self.log_scale = nn.Parameter(torch.empty(channels))
         self.bias = nn.Parameter(torch.empty(channels))
+        self._given: Tensor | None = None  # by sampled_together
+        self._cached: tuple[Any, Tensor] | None = None
         self.reset_parameters()
 
     @torch.no_grad()
@@ -246,22 +175,6 @@ class DoGConv2d(nn.Module):
         if directions is not None:
             directions[channels, pattern.direction] = self.margin
 
-    def weights(self) -> Tensor:
-        """Return the weight of each product of one-dimensional derivatives: (C, P, P), y first."""
-        dtype = torch.promote_types(self.sigma.dtype, torch.float32)
-        if self.mix is None or self.mix_d1 is None:
-            return torch.ones_like(self.log_scale, dtype=dtype)[:, None, None]
-        mix = torch.softmax(self.mix.to(dtype) / TEMPERATURE, dim=-1)  # (C, 2 or 3)
-        first = mix[:, 1:2] * torch.softmax(self.mix_d1.to(dtype) / TEMPERATURE, dim=-1)
-        n, dx, dy = mix[:, 0], first[:, 0], first[:, 1]
-        zero = torch.zeros_like(n)
-        if self.mix_d2 is None:
-            return torch.stack([n, dx, dy, zero], dim=-1).unflatten(-1, (2, 2))
-        second = mix[:, 2:3] * torch.softmax(self.mix_d2.to(dtype) / TEMPERATURE, dim=-1)
-        dxx, dyy, dxy = second.unbind(-1)
-        rows = [n, dx, dxx, dy, dxy, zero, dyy, zero, zero]
-        return torch.stack(rows, dim=-1).unflatten(-1, (3, 3))
-
     def kernel(self, kernel_size: int | None = None, extent: float | None = None) -> Tensor:
         """Sample the kernels, (C, 1, K, K), with gradients to the parameters.
 
@@ -272,11 +185,14 @@ class DoGConv2d(nn.Module):
         """
         kernel_size = self.kernel_size if kernel_size is None else kernel_size
         extent = self.extent if extent is None else extent
-        sigma = self.sigma.to(torch.promote_types(self.sigma.dtype, torch.float32))
-        edges = cell_edges(kernel_size, extent, sigma)
-        integrals = gaussian_integrals(sigma, edges, _HIGHEST[self.order])  # (C, 2, P, K)
-        first, second = separable_kernels(integrals, self.weights().unsqueeze(1)).unbind(1)
-        kernel = (first - second) * self.log_scale.to(sigma.dtype).exp()[:, None, None]  # (C, K, K)
+        return self.finish(sample_kernels(self.functions(), kernel_size, extent))
+
+    def functions(self) -> DoGParameters:
+        """Return the parameters of the sampled functions."""
+        return DoGParameters(self.sigma, self.log_scale, self.mix, self.mix_d1, self.mix_d2)
+
+    def finish(self, kernel: Tensor) -> Tensor:
+        """Make kernels, (C, 1, K, K), of sampled functions, (C, K, K): (3.21)'s bias, and the type."""
         if self.bias_in == "kernel":
             kernel = kernel + self.bias[:, None, None]
         return kernel.unsqueeze(1).to(self.sigma.dtype)
@@ -285,7 +201,31 @@ class DoGConv2d(nn.Module):
         """(B, C, H, W) -> (B, C, H', W'), H' = ceil(H / stride) for an odd kernel size."""
         bias = self.bias if self.bias_in == "output" else None
         padding = self.kernel_size // 2
-        return F.conv2d(x, self.kernel(), bias, self.stride, padding, groups=self.channels)
+        kernel = self.current_kernel()
+        return F.conv2d(x, kernel, bias, self.stride, padding, groups=self.channels)
+
+    def current_kernel(self) -> Tensor:
+        """Return the kernels of this forward pass, (C, 1, K, K), sampling them only if need be.
+
+        In eval mode and without gradients they are kept until a parameter is changed or moved. A
+        change through ``parameter.data`` leaves no trace; call ``train()`` or ``eval()`` after it.
+        """
+        if self._given is not None:
+            return self._given
+        if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return self.kernel()
+        if any(p.is_inference() for p in self.parameters()):  # they have no version
+            return self.kernel()
+        state = [(p.data_ptr(), p._version, p.dtype, p.device) for p in self.parameters()]
+        key = (self.kernel_size, self.extent, state)
+        if self._cached is None or self._cached[0] != key:
+            self._cached = (key, self.kernel())
+        return self._cached[1]
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode, and drop kept kernels."""
+        self._cached = None
+        return super().train(mode)
 
     @property
     def sampling_macs(self) -> int:
@@ -298,6 +238,34 @@ class DoGConv2d(nn.Module):
             f"{self.channels}, kernel_size={self.kernel_size}, stride={self.stride}, "
             f"extent={self.extent:g}, order={self.order}, bias={self.bias_in}"
         )
+
+
+@contextlib.contextmanager
+def sampled_together(layers: Iterable[DoGConv2d]) -> Iterator[None]:
+    """Sample the kernels of all layers in one go, for the forward passes inside the context.
+
+    The kernels of a network are small: sampled layer by layer, a training step of `dognext_atto`
+    is a thousand launches longer. Values are the same to the last bit.
+    """
+    layers = list(layers)
+    groups = defaultdict(list)
+    for layer in layers:
+        sigma = layer.sigma
+        groups[layer.order, layer.kernel_size, layer.extent, sigma.dtype, sigma.device].append(
+            layer
+        )
+    try:
+        for (_, kernel_size, extent, *_), group in groups.items():
+            columns: Any = zip(*(layer.functions() for layer in group), strict=True)
+            stacked = DoGParameters(*(None if c[0] is None else torch.cat(c) for c in columns))
+            kernels = sample_kernels(stacked, kernel_size, extent)
+            channels = [layer.channels for layer in group]
+            for layer, kernel in zip(group, kernels.split(channels), strict=True):
+                layer._given = layer.finish(kernel)
+        yield
+    finally:
+        for layer in layers:
+            layer._given = None
 
 
 def check_choice(where: str, option: str, value: str, choices: tuple[str, ...]) -> None:

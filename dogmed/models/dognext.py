@@ -11,6 +11,7 @@ stem (`stem.py`) and GRN (`grn.py`) are computed.
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any, Literal
 
 import torch
@@ -21,7 +22,7 @@ from timm.models.convnext import ConvNeXt, ConvNeXtBlock
 from torch import Tensor, nn
 
 from dogmed.errors import ConfigError
-from dogmed.models.dog import MARGIN, DoGConv2d, Order, check_choice
+from dogmed.models.dog import MARGIN, DoGConv2d, Order, check_choice, sampled_together
 from dogmed.models.grn import FastGlobalResponseNorm
 from dogmed.models.stem import FusedStem, StemDoGConv2d, StemPool2d
 
@@ -171,6 +172,23 @@ class DoGNeXt(ConvNeXt):
             stage.blocks[0].shortcut = pool(stride, ceil_mode=True, count_include_pad=False)
             reduction *= stride
             info["reduction"] = reduction
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """(B, in_chans, H, W) -> (B, C, H / 32, W / 32)"""
+        with self._sampled_kernels():
+            return super().forward_features(x)
+
+    def forward_intermediates(self, *args: Any, **kwargs: Any) -> Any:
+        """As timm's."""
+        with self._sampled_kernels():
+            return super().forward_intermediates(*args, **kwargs)
+
+    def _sampled_kernels(self) -> contextlib.AbstractContextManager[None]:
+        stages: Any = self.stages
+        caching = not (self.training or torch.is_grad_enabled())
+        if caching or any(stage.grad_checkpointing for stage in stages):  # it samples again
+            return contextlib.nullcontext()
+        return sampled_together(m for m in self.modules() if isinstance(m, DoGConv2d))
 
     def no_weight_decay(self) -> set[str]:
         """Name every DoGConv parameter; decay would pull widths and mixtures towards 0 (4.1)."""

@@ -12,8 +12,9 @@ from scipy.integrate import dblquad
 from scipy.special import erf
 from torch import Tensor
 
-import dogmed.models.dog as dog
-from dogmed.models.dog import DoGConv2d, cell_edges, gaussian_integrals
+import dogmed.models.sampling as sampling
+from dogmed.models.dog import DoGConv2d
+from dogmed.models.sampling import cell_edges, gaussian_integrals
 
 # the functions as the thesis prints them, (3.4) to (3.7), and where a layer's logits select them
 FUNCTIONS: dict[str, tuple[int, int, Callable]] = {
@@ -216,7 +217,7 @@ def test_every_width_gives_finite_kernels_and_gradients(order, size, dtype):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_floor_changes_nothing_without_an_edge_on_zero(dtype):
-    tiny = torch.tensor([0.0, 5e-324, 1e-40, -1e-20, 1e-8, dog.SIGMA_FLOOR, 1e-4], dtype=dtype)
+    tiny = torch.tensor([0.0, 5e-324, 1e-40, -1e-20, 1e-8, sampling.SIGMA_FLOOR, 1e-4], dtype=dtype)
     edges = cell_edges(31, 2.0, tiny)
     got = gaussian_integrals(tiny, edges)
     limit = torch.zeros_like(got)
@@ -229,7 +230,7 @@ def test_floor_leaves_ordinary_widths_alone(monkeypatch):
     for size in (7, 8):
         edges = cell_edges(size, 2.0, sigma)
         with_floor = gaussian_integrals(sigma, edges)
-        monkeypatch.setattr(dog, "SIGMA_FLOOR", 0.0)
+        monkeypatch.setattr(sampling, "SIGMA_FLOOR", 0.0)
         assert torch.equal(gaussian_integrals(sigma, edges), with_floor)
         monkeypatch.undo()
 
@@ -240,10 +241,10 @@ def test_floor_is_the_smallest_that_optimizers_can_square():
         layer.kernel()[0, 0, 4, 4].backward()
         return layer.sigma.grad[0, 0].abs().item()
 
-    largest, just_above = torch.finfo(torch.float32).max, 1.0001 * dog.SIGMA_FLOOR
+    largest, just_above = torch.finfo(torch.float32).max, 1.0001 * sampling.SIGMA_FLOOR
     assert 1e33 < slope(just_above) ** 2 < largest
     assert (slope(just_above) * 1e3) ** 2 > largest  # ten times narrower: 1/sigma^3
-    assert slope(0.9999 * dog.SIGMA_FLOOR) == 0
+    assert slope(0.9999 * sampling.SIGMA_FLOOR) == 0
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
