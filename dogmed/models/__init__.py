@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 from dogmed.models.dog import DoGConv2d
 from dogmed.models.dognext import DoGNeXt
+from dogmed.models.folding import reparameterize
 
 if TYPE_CHECKING:
     from dogmed.models.factory import build_model
 
-__all__ = ["DoGConv2d", "DoGNeXt", "build_model"]
+__all__ = ["DoGConv2d", "DoGNeXt", "build_model", "reparameterize"]
 
 
 def __getattr__(name: str) -> Any:

@@ -257,8 +257,8 @@ def sampled_together(layers: Iterable[DoGConv2d]) -> Iterator[None]:
     try:
         for (_, kernel_size, extent, *_), group in groups.items():
             columns: Any = zip(*(layer.functions() for layer in group), strict=True)
-            stacked = DoGParameters(*(None if c[0] is None else torch.cat(c) for c in columns))
-            kernels = sample_kernels(stacked, kernel_size, extent)
+            stacked: Any = (None if c[0] is None else torch.cat(c) for c in columns)
+            kernels = sample_kernels(DoGParameters(*stacked), kernel_size, extent)
             channels = [layer.channels for layer in group]
             for layer, kernel in zip(group, kernels.split(channels), strict=True):
                 layer._given = layer.finish(kernel)

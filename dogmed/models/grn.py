@@ -57,5 +57,7 @@ class FastGlobalResponseNorm(GlobalResponseNorm):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W), or (B, H, W, C), -> the same"""
         gamma, beta = self.weight.view(self.wb_shape), self.bias.view(self.wb_shape)
-        output, _ = _Normalise.apply(x, gamma, beta, self.spatial_dim, self.channel_dim, self.eps)
+        traced = torch.jit.is_tracing() or not torch.is_grad_enabled()
+        normalise = _Normalise.forward if traced else _Normalise.apply
+        output, _ = normalise(x, gamma, beta, self.spatial_dim, self.channel_dim, self.eps)
         return output
