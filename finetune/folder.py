@@ -17,8 +17,10 @@ from dogmed.errors import ConfigError
 from dogmed.finetune.config import FinetuneConfig
 
 # Options that decide where and how fast a run is, not what it computes: they may differ on resume.
+# The task is in the folder's name, and its data are compared by their hashes.
 FREE = frozenset(
     {
+        "task",
         "data_dir",
         "cache_dir",
         "weights_dir",
@@ -88,7 +90,7 @@ class RunFolder:
         Raises:
             ConfigError: it was not; the message lists what differs.
         """
-        if not self.config.is_file():
+        if not self.config.is_file() or not (self.last.is_file() or self.result.is_file()):
             return
         old = configuration.flatten(configuration.read_yaml(self.config))
         new = configuration.flatten(configuration.to_dict(config))
@@ -116,11 +118,35 @@ class RunFolder:
                 entry.rename(aside / entry.name)
         return aside
 
+    def refuse_other_data(self, old: dict[str, str], new: dict[str, str]) -> None:
+        """Make sure that what lies here was computed from the same arrays (sha256 by file name).
+
+        Raises:
+            ConfigError: it was not.
+        """
+        if old != new:
+            raise ConfigError(
+                f"{self.root} holds a run on other data than the task has now; bring the old data "
+                "back, or give another --out, or --resume never to start over (the old run is kept)"
+            )
+
     def begin(self, config: FinetuneConfig) -> None:
         """Write the resolved configuration and start with an empty history."""
         self.last.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(self.config, configuration.to_yaml(config))
         write_atomic(self.metrics, "")
+
+    def stage_result(self, report: dict[str, Any]) -> Path:
+        """Write ``result.json`` where it does not yet say that the run is finished."""
+        staged = self.root / ".staged" / self.result.name
+        write_atomic(staged, json.dumps(report, indent=2) + "\n")
+        return staged
+
+    def publish_result(self) -> None:
+        """Declare the run finished: the very last step, so that a kill before it repeats the scoring."""
+        staged = self.root / ".staged" / self.result.name
+        staged.replace(self.result)
+        staged.parent.rmdir()
 
     def rows(self) -> list[dict[str, Any]]:
         """The epochs so far; a line cut short by a crash is left out."""

@@ -16,12 +16,21 @@ from torch import nn
 from dogmed import __version__, metrics, stats
 from dogmed.data.loader import Batches
 from dogmed.distributed import World
+from dogmed.finetune.console import duration
 from dogmed.finetune.folder import RunFolder
 from dogmed.finetune.loop import Loop
 from dogmed.metrics import write_predictions
 from dogmed.models.weights import read_weights
 
-__all__ = ["draw", "load_best", "peak_memory", "provenance", "score_split", "write_predictions"]
+__all__ = [
+    "draw",
+    "load_best",
+    "peak_memory",
+    "provenance",
+    "score_split",
+    "summary",
+    "write_predictions",
+]
 
 LIBRARIES = ("torch", "timm", "monai", "medmnist", "numpy", "scikit-learn")
 
@@ -80,6 +89,24 @@ def provenance(device: torch.device) -> dict[str, Any]:
         "device": name,
         "threads": torch.get_num_threads(),
     }
+
+
+def summary(report: dict[str, Any]) -> str:
+    """The result in two lines, for a person."""
+    parts = []
+    for name in ("acc", "auc"):
+        value, interval = report["test"][name], report["test"].get("intervals_95", {}).get(name)
+        if value is not None:
+            parts.append(
+                f"{name} {value:.4f}"
+                + (f" [{interval[0]:.4f}, {interval[1]:.4f}]" if interval else "")
+            )
+    source = "SYNTHETIC data, " if report["data"]["source"] == "synthetic" else ""
+    return (
+        f"test    {', '.join(parts)}   ({source}n = {report['test']['n']}, 95% bootstrap intervals; "
+        f"epoch {report['best_epoch']} of {report['epochs']}, picked by {report['selected_on']})\n"
+        f"time    {duration(report['seconds'])}, {report['images_per_second']:,.0f} img/s"
+    )
 
 
 def _git_commit() -> str | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import nullcontext
 from typing import Any
 
@@ -17,8 +16,8 @@ from dogmed.distributed import World, join
 from dogmed.errors import ConfigError, Interrupted
 from dogmed.finetune import build, result
 from dogmed.finetune.config import FinetuneConfig
-from dogmed.finetune.console import Console, Stopper, duration
-from dogmed.finetune.folder import RunFolder, write_atomic
+from dogmed.finetune.console import Console, Stopper
+from dogmed.finetune.folder import RunFolder
 from dogmed.finetune.loop import Loop, LoopSettings
 from dogmed.models.cost import count_parameters, describe_cost
 from dogmed.models.weights import DataRecord, WeightsRecord, save_weights
@@ -83,7 +82,7 @@ class _Session:
             finished = self.folder.done()
             assert finished is not None
             self.console.line(f"already finished, nothing to do: {self.folder.result}")
-            self.console.line(summary(finished))
+            self.console.line(result.summary(finished))
             return finished
         self._build()
         state = checkpoint.load(self.folder.last) if verb == "continue" else None
@@ -104,6 +103,9 @@ class _Session:
         finally:
             self.console.close()
             tracked.end(status)
+        if self.world.is_main:
+            self.folder.publish_result()
+        self.console.line(result.summary(finished))
         return finished
 
     # ---- before training ----------------------------------------------------------------------
@@ -116,7 +118,8 @@ class _Session:
                 self.console.line(f"the earlier run is kept in {aside}")
             return "begin"
         folder.refuse_other_settings(config)
-        if folder.done() is not None:
+        if (finished := folder.done()) is not None:
+            folder.refuse_other_data(finished["data"]["sha256"], self.data_hashes)
             return "done"
         return "continue" if folder.last.is_file() else "begin"
 
@@ -175,11 +178,7 @@ class _Session:
             self.console.line(f"{name:<7} {text}")
 
     def _take_up(self, state: dict[str, Any]) -> None:
-        if state["data"] != self.data_hashes:
-            raise ConfigError(
-                f"{self.folder.root} was begun on other data than {self.prepared.folder} holds; "
-                "bring the old data back, or start over with --resume never"
-            )
+        self.folder.refuse_other_data(state["data"], self.data_hashes)
         self.loop.load(state)
         progress = self.loop.progress
         if self.world.is_main:
@@ -324,7 +323,6 @@ class _Session:
         }
         if self.world.is_main:
             self._write(report, labels, probabilities, tracked)
-        self.console.line(summary(report))
         return report
 
     def _write(
@@ -342,27 +340,8 @@ class _Session:
         scores = {f"best_{split}_{name}": report[split][name]
                   for split in ("val", "test") for name in ("acc", "auc")}  # fmt: skip
         tracked.log_weights(folder.best, "best", scores)
-        write_atomic(folder.result, json.dumps(report, indent=2) + "\n")  # last: this is "finished"
-        tracked.log_artifact(folder.result)
+        tracked.log_artifact(folder.stage_result(report))
 
 
 def _curves(row: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in row.items() if name != "epoch"}
-
-
-def summary(report: dict[str, Any]) -> str:
-    """The result in two lines, for a person."""
-    parts = []
-    for name in ("acc", "auc"):
-        value, interval = report["test"][name], report["test"].get("intervals_95", {}).get(name)
-        if value is not None:
-            parts.append(
-                f"{name} {value:.4f}"
-                + (f" [{interval[0]:.4f}, {interval[1]:.4f}]" if interval else "")
-            )
-    source = "SYNTHETIC data, " if report["data"]["source"] == "synthetic" else ""
-    return (
-        f"test    {', '.join(parts)}   ({source}n = {report['test']['n']}, 95% bootstrap intervals; "
-        f"epoch {report['best_epoch']} of {report['epochs']}, picked by {report['selected_on']})\n"
-        f"time    {duration(report['seconds'])}, {report['images_per_second']:,.0f} img/s"
-    )
