@@ -25,7 +25,7 @@ class _Normalise(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         """Return the output and the norms, which are not differentiable."""
         dtype = torch.promote_types(x.dtype, gamma.dtype)
-        norm = torch.linalg.vector_norm(x, dim=space, keepdim=True, dtype=dtype)
+        norm = _norm(x, space, dtype)
         ratio = norm / (norm.mean(channel, keepdim=True) + eps)
         return torch.addcmul(beta, x, 1 + gamma * ratio), norm
 
@@ -49,6 +49,13 @@ class _Normalise(torch.autograd.Function):
         slope = (grad_norm / norm).masked_fill(norm == 0, 0)  # as the norm's own derivative at 0
         grad_x = (grad * (1 + gamma * ratio)).addcmul_(x, slope)
         return grad_x, grad_gamma, grad_beta, None, None, None
+
+
+def _norm(x: Tensor, space: tuple[int, int], dtype: torch.dtype) -> Tensor:
+    """Norm over the pixels; on a CPU torch's own takes twice as long for a channels-last tensor."""
+    if x.device.type == "cpu":
+        return x.to(dtype).square().sum(space, keepdim=True).sqrt()
+    return torch.linalg.vector_norm(x, dim=space, keepdim=True, dtype=dtype)
 
 
 class FastGlobalResponseNorm(GlobalResponseNorm):
