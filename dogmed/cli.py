@@ -30,7 +30,7 @@ COMMANDS = {
     "finetune": Command(
         "train a model on a task, select on val, score test once",
         "dogmed.finetune.config:FinetuneConfig",
-        "dogmed.finetune.run:command",
+        "dogmed.finetune.command:command",
         "finetune/default",
     ),
     "ui": Command(

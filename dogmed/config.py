@@ -231,6 +231,8 @@ def _take_config_flag(argv: Sequence[str]) -> tuple[list[str], str | None]:
         if name != "--config":
             rest.append(word)
             continue
+        if file is not None:
+            raise ConfigError("--config is given twice; put everything into one file")
         file = value if equals else next(words, None)
         if not file or file.startswith("--"):
             raise ConfigError("--config needs a YAML file, as in --config my.yaml")

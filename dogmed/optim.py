@@ -68,7 +68,9 @@ def create_optimizer(
     extra: dict[str, Any] = {}
     if betas is not None:
         if not get_optimizer_info(name).has_betas:
-            raise ConfigError(f"optimizer '{name}' has no betas, got {tuple(betas)}: leave it out")
+            raise ConfigError(
+                f"optimizer '{name}' has no betas, got {tuple(betas)}: give --optim.betas None"
+            )
         if not all(0 <= beta < 1 for beta in betas):
             raise ConfigError(f"betas {tuple(betas)}: expected two values in [0, 1)")
         extra["betas"] = tuple(betas)

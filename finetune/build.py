@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,9 @@ import torch
 from torch import nn
 
 from dogmed import optim
-from dogmed.data.loader import Batches, stratified_fraction
+from dogmed.data.loader import Batches, choose_cache, stratified_fraction
 from dogmed.data.progress import Progress
-from dogmed.data.store import Prepared, prepare
+from dogmed.data.store import Plan, Prepared, plan, prepare
 from dogmed.distributed import World
 from dogmed.errors import ConfigError, DataError
 from dogmed.finetune.config import FinetuneConfig
@@ -22,21 +23,37 @@ from dogmed.models.cost import count_macs
 from dogmed.models.loading import Loaded
 from dogmed.objective import Objective
 
+
+@dataclass(frozen=True)
+class Network:
+    """A model with its initial weights, and what it costs."""
+
+    model: nn.Module
+    loaded: Loaded
+    macs: int
+    """Multiply-accumulates of one image."""
+    mean: tuple[float, ...]
+    """Per channel, in [0, 1]: what the initial weights were trained with."""
+    std: tuple[float, ...]
+
+
 SPLITS = ("train", "val", "test")
+
+
+def data_options(config: FinetuneConfig) -> dict[str, Any]:
+    """The options that say which data, as ``dogmed.data.store`` takes them."""
+    names = ("task", "size", "data", "data_dir", "cache_dir", "kind", "upsample_from")
+    return {name: getattr(config, name) for name in names}
 
 
 def prepare_data(config: FinetuneConfig, progress: Progress) -> Prepared:
     """Have the task's arrays ready for memory-mapping, as the options ask."""
-    return prepare(
-        config.task,
-        size=config.size,
-        data=config.data,
-        data_dir=config.data_dir,
-        cache_dir=config.cache_dir,
-        kind=config.kind,
-        upsample_from=config.upsample_from,
-        progress=progress,
-    )
+    return prepare(**data_options(config), progress=progress)
+
+
+def plan_data(config: FinetuneConfig) -> Plan:
+    """What ``prepare_data`` would find and do; refuses what it would refuse."""
+    return plan(**data_options(config))
 
 
 def seed_everything(seed: int) -> None:
@@ -56,49 +73,44 @@ def build_objective(config: FinetuneConfig, kind: str, num_classes: int) -> Obje
     )
 
 
-def build_network(config: FinetuneConfig, num_outputs: int) -> tuple[nn.Module, Loaded]:
-    """The model with its initial weights, on the CPU, and what was loaded into it."""
-    return build_model(
+def build_network(config: FinetuneConfig, num_outputs: int) -> Network:
+    """Build the model on the CPU with its initial weights, from the seed.
+
+    Raises:
+        ConfigError: unknown model, or one that cannot take images of this size.
+        WeightsError: the weights that ``init`` names are not there or do not fit.
+    """
+    seed_everything(config.seed)
+    model, loaded = build_model(
         config.model,
         num_outputs,
         init=config.init,
         drop_path_rate=config.net.drop_path,
         weights_dir=config.weights_dir,
     )
-
-
-def count_macs_of(config: FinetuneConfig, model: nn.Module) -> int:
-    """Multiply-accumulates of one image, by running one.
-
-    Raises:
-        ConfigError: the model cannot take images of this size.
-    """
     try:
-        return count_macs(model, config.size)
+        macs = count_macs(model, config.size)
     except (RuntimeError, AssertionError, ValueError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise ConfigError(
             f"{config.model} cannot take {config.size} px images ({reason}); give a larger --size, "
             "or a model that takes any, such as dognext_atto"
         ) from error
-
-
-def normalisation(model: nn.Module, loaded: Loaded) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation per channel, in [0, 1]: those the initial weights were trained with."""
-    if loaded.data is not None:
-        return loaded.data.mean, loaded.data.std
     cfg: Any = model.pretrained_cfg
-    return tuple(cfg["mean"]), tuple(cfg["std"])
+    seen = loaded.data
+    mean, std = (seen.mean, seen.std) if seen else (tuple(cfg["mean"]), tuple(cfg["std"]))
+    return Network(model, loaded, macs, mean, std)
 
 
 def build_batches(
-    config: FinetuneConfig,
-    prepared: Prepared,
-    world: World,
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
+    config: FinetuneConfig, prepared: Prepared, world: World, network: Network
 ) -> dict[str, Batches]:
-    """A loader for each split; the training one shuffles, flips and honours ``train_fraction``."""
+    """A loader for each split; the training one shuffles, flips and honours ``train_fraction``.
+
+    Where the pixels are kept is chosen once, for all splits together.
+    """
+    pixels = sum(prepared.images(split).nbytes for split in SPLITS)
+    cache = choose_cache(config.cache, pixels, world.device, world.size)
     batches = {}
     for split in SPLITS:
         train, labels = split == "train", prepared.labels(split)
@@ -113,9 +125,9 @@ def build_batches(
             batch_size=config.batch_size if train else max(config.eval.batch_size, world.size),
             device=world.device,
             train=train,
-            mean=mean,
-            std=std,
-            cache=config.cache,
+            mean=network.mean,
+            std=network.std,
+            cache=cache,
             seed=config.seed,
             hflip=config.augment.hflip,
             rank=world.rank,
@@ -154,7 +166,7 @@ def peak_lr(config: FinetuneConfig) -> float:
     return optim.lr_from_base(config.optim.lr_base, config.batch_size)
 
 
-def refuse_unselectable(select: str, kind: str, labels: np.ndarray, split: str = "val") -> None:
+def refuse_unselectable(select: str, labels: np.ndarray) -> None:
     """Make sure that the validation figure that picks the best epoch exists.
 
     Raises:
@@ -163,32 +175,36 @@ def refuse_unselectable(select: str, kind: str, labels: np.ndarray, split: str =
     varied = [len(np.unique(column)) > 1 for column in labels.T]
     if select == "auc" and not any(varied):
         raise DataError(
-            f"{split} holds one class only, so AUC cannot pick the best epoch; "
+            "val holds one class only, so AUC cannot pick the best epoch; "
             "add images of other classes, or give --eval.select acc (or loss, or last)"
         )
 
 
 def compile_or_fall_back(
-    model: nn.Module, example: torch.Tensor, say: Callable[[str], None]
+    model: nn.Module, example: torch.Tensor, sizes: Sequence[int], say: Callable[[str], None]
 ) -> nn.Module:
     """Compile ``model`` and try it forward and backward; on failure say so in a line and go on without.
 
-    Random number generators and gradients are left as they were.
+    Random number generators, gradients and buffers are left as they were.
 
     Args:
         model: in training mode or not, on its device.
         example: a batch of images as training will see them.
+        sizes: the batch sizes that training will see, the last batch's included.
         say: prints a line.
     """
     amp = torch.autocast("cuda", torch.bfloat16, enabled=example.is_cuda)
     devices = [example.device] if example.is_cuda else []
     training = model.training
+    buffers = [buffer.clone() for buffer in model.buffers()]
     with torch.random.fork_rng(devices):
         try:
             compiled = torch.compile(model)
-            with amp:
-                out = compiled.train()(example)
-            out.float().sum().backward()
+            compiled.train()
+            for size in sizes:
+                with amp:
+                    out = compiled(example[:size])
+                out.float().sum().backward()
         except Exception as error:  # whatever a compiler, its back end or its tool chain raises
             lines = str(error).strip().splitlines()
             say(
@@ -197,4 +213,6 @@ def compile_or_fall_back(
             compiled = model
     model.train(training)
     model.zero_grad(set_to_none=True)
+    for buffer, before in zip(model.buffers(), buffers, strict=True):
+        buffer.copy_(before)
     return compiled

@@ -18,7 +18,6 @@ class Console:
 
     Args:
         enabled: whether this process prints.
-        batch_size: images a step, for the rate.
     """
 
     def __init__(self, enabled: bool):
@@ -77,7 +76,7 @@ class Console:
 class Stopper:
     """Catch SIGINT and SIGTERM: while ``deferring``, note them for the loop; otherwise stop at once.
 
-    A second SIGINT stops at once too; what was saved last then stands.
+    A second signal stops at once too; what was saved last then stands.
     """
 
     def __init__(self, console: Console):

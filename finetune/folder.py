@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -48,12 +49,19 @@ class RunFolder:
         self.result = root / "result.json"
         self.predictions = root / "predictions_test.csv"
         self.last = root / "checkpoints" / "last.pt"
+        self._tracked = root / ".mlflow_run"
         self.best = root / "checkpoints" / "best.safetensors"
 
     @classmethod
-    def of(cls, config: FinetuneConfig, task_name: str) -> RunFolder:
-        """Name the folder; whatever is not the protocol's default shows in the name."""
-        task = task_name if config.data == "official" else f"{task_name}-synthetic"
+    def of(cls, config: FinetuneConfig, task_name: str, source: str) -> RunFolder:
+        """Name the folder by task, model, init, size and seed, and by what makes the data others.
+
+        Args:
+            config: options of the run.
+            task_name: as prepared.
+            source: official, variant, synthetic, npz or folder.
+        """
+        task = f"{task_name}-{source}" if source in ("variant", "synthetic") else task_name
         parts = [config.model, _slug(config.init), str(config.size)]
         if config.upsample_from:
             parts.append(f"from{config.upsample_from}")
@@ -133,8 +141,20 @@ class RunFolder:
     def begin(self, config: FinetuneConfig) -> None:
         """Write the resolved configuration and start with an empty history."""
         self.last.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(self.config, configuration.to_yaml(config))
+        text = configuration.to_yaml(config)
+        if not self.config.is_file() or self.config.read_text() != text:
+            self._tracked.unlink(missing_ok=True)  # that MLflow run was another one
+        write_atomic(self.config, text)
         write_atomic(self.metrics, "")
+
+    def tracked_as(self) -> str | None:
+        """The MLflow run of the earlier sittings, those that died before a checkpoint included."""
+        return self._tracked.read_text().strip() or None if self._tracked.is_file() else None
+
+    def remember_tracked_as(self, run_id: str | None) -> None:
+        """Note the MLflow run of this run, for the next sitting."""
+        if run_id is not None:
+            write_atomic(self._tracked, run_id)
 
     def stage_result(self, report: dict[str, Any]) -> Path:
         """Write ``result.json`` where it does not yet say that the run is finished."""
@@ -168,6 +188,8 @@ class RunFolder:
         """Add one epoch's line to ``metrics.jsonl``."""
         with self.metrics.open("a") as file:
             file.write(json.dumps(row) + "\n")
+            file.flush()
+            os.fsync(file.fileno())  # the checkpoint that follows must not be ahead of it
 
 
 def write_atomic(path: Path, text: str) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -54,8 +54,9 @@ class Progress:
     """Steps completed of the epoch under way."""
     best_epoch: int = 0
     best_value: float = -math.inf
-    seconds: float = 0.0
-    """Time in the loop so far, over all sittings."""
+    """What the epoch was picked by; larger is better, so a loss is negated."""
+    best_scores: dict[str, float | None] = field(default_factory=dict)
+    """val_loss, val_acc and val_auc of the best epoch."""
     epoch_seconds: float = 0.0
     """Time spent training in the epoch under way."""
 
@@ -207,7 +208,7 @@ class Loop:
             if stop or self.world.any(due):
                 count_time()
                 self.save(last)
-                clock["saved"] = time.monotonic()
+                clock["saved"] = clock["lap"] = time.monotonic()
             if stop:
                 raise Interrupted(_stopped(progress, steps), signal_number or 15)
 
@@ -218,6 +219,7 @@ class Loop:
             on_epoch(row, improved)
             if improved:
                 progress.best_epoch, progress.best_value = progress.epoch, value
+                progress.best_scores = {k: row[k] for k in ("val_loss", "val_acc", "val_auc")}
             self.save(last)
             clock["saved"] = time.monotonic()
             if improved:
@@ -243,8 +245,8 @@ class Loop:
             epoch, step = divmod(bad - 1, len(self.train_batches))
             raise TrainingError(
                 f"the loss is not finite in epoch {epoch + 1}, step {step + 1} of "
-                f"{len(self.train_batches)}, at learning rate {self.lr:.3g}; the last checkpoint is from "
-                "before it. Lower --optim.lr-base, or set --optim.clip-grad 1"
+                f"{len(self.train_batches)}, at learning rate {self.lr:.3g}. Lower --optim.lr-base or "
+                "set --optim.clip-grad 1, and start over with --resume never"
             )
 
     def _close_epoch(self) -> tuple[dict[str, Any], float]:
@@ -258,7 +260,6 @@ class Loop:
         val_seconds = time.monotonic() - started
         progress.epoch += 1
         progress.step = 0
-        progress.seconds += train_seconds + val_seconds
         progress.epoch_seconds = 0.0
         self.loss_sum.zero_()
         row = {
@@ -284,15 +285,16 @@ class Loop:
         Raises:
             TrainingError: an output is not finite.
         """
-        device, amp = self.world.device, self.world.device.type == "cuda"
+        device = self.world.device
+        if self.world.size > 1:  # running statistics differ between processes; the main one's count
+            for buffer in self.model.buffers():
+                torch.distributed.broadcast(buffer, src=0)
         evaluator = SupervisedEvaluator(
             device=device,
             val_data_loader=batches,
             network=self.model,
             prepare_batch=_prepare_batch,
-            decollate=False,
-            amp=amp,
-            amp_kwargs={"dtype": torch.bfloat16} if amp else None,
+            decollate=False,  # and float32: bfloat16 would tie scores that differ
         )
         evaluator.logger.setLevel("CRITICAL")
         logits = torch.zeros(len(batches.index), self.objective.num_outputs, device=device)

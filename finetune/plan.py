@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
+
+from dogmed.data.loader import train_steps
 from dogmed.data.progress import human
-from dogmed.data.store import plan
 from dogmed.distributed import find_device
 from dogmed.finetune import build
 from dogmed.finetune.config import FinetuneConfig
@@ -20,29 +22,24 @@ def describe(config: FinetuneConfig) -> str:
     Raises:
         DogmedError: what the run itself would raise for its options, data or weights.
     """
-    data = plan(
-        config.task,
-        size=config.size,
-        data=config.data,
-        data_dir=config.data_dir,
-        cache_dir=config.cache_dir,
-        kind=config.kind,
-        upsample_from=config.upsample_from,
-    )
+    data = build.plan_data(config)
     objective = build.build_objective(config, data.task.kind, data.task.num_classes)
-    build.seed_everything(config.seed)
-    model, loaded = build.build_network(config, objective.num_outputs)
-    parameters, macs = count_parameters(model), build.count_macs_of(config, model)
+    network = build.build_network(config, objective.num_outputs)
+    model, parameters = network.model, count_parameters(network.model)
     train = max(1, round(data.samples["train"] * config.train_fraction))
-    steps = max(1, -(-train // config.batch_size))
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    steps = train_steps(train, config.batch_size, world_size)
     build.build_optimizer(config, model, steps)  # for what it refuses
-    # weights, gradients, two moments; two checkpoints of weights and moments, and the best weights
-    states = 4 * parameters * 4
-    on_disk = (3 + 1) * parameters * 4
+    states = 4 * parameters * 4  # weights, gradients, two moments
+    # the last checkpoint (weights, moments) twice while it is replaced, and the best weights, here
+    # and, if tracked, in MLflow
+    on_disk = (2 * 3 + 1 + (config.tracking == "mlflow")) * parameters * 4
     per_image = activation_bytes(model, config.size)
     batch = min(config.batch_size, train)
-    run = RunFolder.of(config, data.task.name)
+    run = RunFolder.of(config, data.task.name, data.source)
     state = "begins"
+    if config.resume == "auto":
+        run.refuse_other_settings(config)
     if config.resume == "auto" and run.done() is not None:
         state = "is finished already"
     elif config.resume == "auto" and run.last.is_file():
@@ -51,7 +48,8 @@ def describe(config: FinetuneConfig) -> str:
     return "\n".join(
         [
             *data.lines(),
-            f"model     {config.model}: {describe_cost(parameters, macs)} an image; {loaded}",
+            f"model     {config.model}: {describe_cost(parameters, network.macs)} an image; "
+            f"{network.loaded}",
             f"steps     {config.epochs} epochs × {steps} steps of {batch} images = "
             f"{config.epochs * steps:,} steps on {device}, peak lr {build.peak_lr(config):.3g}",
             f"memory    {human(states)} for weights, gradients and moments, "

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
-import resource
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -48,6 +48,14 @@ def score_split(loop: Loop, batches: Batches, resamples: int) -> tuple[dict[str,
     return scores, labels, probabilities
 
 
+def trivial_accuracy(kind: str, train_labels: Any, labels: Any) -> float:
+    """Accuracy of always giving the answer that is most frequent in training: what a score must beat."""
+    if kind == "multi-label":
+        return float((labels == (train_labels.mean(0) > 0.5)).mean())
+    most_frequent = np.bincount(train_labels[:, 0]).argmax()
+    return float((labels[:, 0] == most_frequent).mean())
+
+
 def load_best(model: nn.Module, path: Path, world: World) -> None:
     """Give ``model`` the weights of the best epoch, on every process (the main one has the file)."""
     state = world.broadcast(read_weights(path)[0] if world.is_main else None)
@@ -71,6 +79,8 @@ def draw(
 
 def peak_memory(device: torch.device) -> dict[str, int]:
     """Largest memory of this process so far, in bytes, on the host and on the device."""
+    import resource
+
     unit = 1 if sys.platform == "darwin" else 1024
     peak = {"host_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
     if device.type == "cuda":
@@ -101,9 +111,11 @@ def summary(report: dict[str, Any]) -> str:
                 f"{name} {value:.4f}"
                 + (f" [{interval[0]:.4f}, {interval[1]:.4f}]" if interval else "")
             )
+    intervals = ", 95% bootstrap intervals" if "intervals_95" in report["test"] else ""
     source = "SYNTHETIC data, " if report["data"]["source"] == "synthetic" else ""
     return (
-        f"test    {', '.join(parts)}   ({source}n = {report['test']['n']}, 95% bootstrap intervals; "
+        f"test    {', '.join(parts)}   ({source}n = {report['test']['n']}{intervals}; "
+        f"always the most frequent answer: acc {report['trivial_test_acc']:.4f}; "
         f"epoch {report['best_epoch']} of {report['epochs']}, picked by {report['selected_on']})\n"
         f"time    {duration(report['seconds'])}, {report['images_per_second']:,.0f} img/s"
     )

@@ -6,6 +6,7 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
+from torch import nn
 
 from dogmed import checkpoint, optim, tracking
 from dogmed import config as configuration
@@ -21,13 +22,9 @@ from dogmed.finetune.folder import RunFolder
 from dogmed.finetune.loop import Loop, LoopSettings
 from dogmed.models.cost import count_parameters, describe_cost
 from dogmed.models.weights import DataRecord, WeightsRecord, save_weights
+from dogmed.objective import Objective
 
 EXPERIMENT = "dogmed-finetune"
-
-
-def command(**options: Any) -> None:
-    """Run ``dogmed finetune``."""
-    finetune(FinetuneConfig(**options))
 
 
 def finetune(config: FinetuneConfig) -> dict[str, Any] | None:
@@ -52,10 +49,16 @@ def finetune(config: FinetuneConfig) -> dict[str, Any] | None:
     with join(config.device) as world:
         console = Console(world.is_main)
         with Stopper(console) as stopper:
+            task = build.plan_data(config).task
+            objective = build.build_objective(config, task.kind, task.num_classes)
+            network = build.build_network(
+                config, objective.num_outputs
+            )  # may fail: before the data
             prepared = build.prepare_data(config, DataConsole() if world.is_main else Quiet())
-            folder = RunFolder.of(config, prepared.task.name)
+            folder = RunFolder.of(config, prepared.task.name, prepared.source)
+            session = _Session(config, world, console, stopper, prepared, folder)
             with folder.lock() if world.is_main else nullcontext():
-                return _Session(config, world, console, stopper, prepared, folder).run()
+                return session.run(objective, network)
 
 
 class _Session:
@@ -76,7 +79,7 @@ class _Session:
             name: facts["sha256"] for name, facts in sorted(prepared.manifest["files"].items())
         }
 
-    def run(self) -> dict[str, Any]:
+    def run(self, objective: Objective, network: build.Network) -> dict[str, Any]:
         verb = self.world.broadcast(self._decide() if self.world.is_main else None)
         if verb == "done":
             finished = self.folder.done()
@@ -84,16 +87,17 @@ class _Session:
             self.console.line(f"already finished, nothing to do: {self.folder.result}")
             self.console.line(result.summary(finished))
             return finished
-        self._build()
+        self._build(objective, network)
         state = checkpoint.load(self.folder.last) if verb == "continue" else None
         if state is not None:
             self._take_up(state)
         elif self.world.is_main:
             self.folder.begin(self.config)
-        tracked = self._track(state)
-        self.loop.extra_state = {"run_id": tracked.run_id, "data": self.data_hashes}
+        self.loop.extra_state = {"data": self.data_hashes}
+        tracked: tracking.Run | tracking.NoRun = tracking.NoRun()
         status = "FAILED"
         try:
+            tracked = self._track(continued=state is not None)
             self._train(tracked)
             finished = self._finish(tracked)
             status = "FINISHED"
@@ -123,25 +127,18 @@ class _Session:
             return "done"
         return "continue" if folder.last.is_file() else "begin"
 
-    def _build(self) -> None:
+    def _build(self, objective: Objective, network: build.Network) -> None:
         config, world = self.config, self.world
-        build.refuse_unselectable(config.eval.select, self.task.kind, self.prepared.labels("val"))
-        build.seed_everything(config.seed)
-        self.objective = build.build_objective(config, self.task.kind, self.task.num_classes)
-        self.model, self.loaded = build.build_network(config, self.objective.num_outputs)
-        self.macs = build.count_macs_of(config, self.model)
+        build.refuse_unselectable(config.eval.select, self.prepared.labels("val"))
+        self.objective, self.network, self.model = objective, network, network.model
         self.model.to(world.device, memory_format=torch.channels_last)
-        self.mean, self.std = build.normalisation(self.model, self.loaded)
-        self.batches = build.build_batches(config, self.prepared, world, self.mean, self.std)
+        self.batches = build.build_batches(config, self.prepared, world, network)
         steps = len(self.batches["train"])
         optimizer, scheduler = build.build_optimizer(config, self.model, steps)
-        network = self.model
-        if config.compile == "on" or (config.compile == "auto" and world.device.type == "cuda"):
-            example = next(iter(self.batches["train"]))["image"]
-            network = build.compile_or_fall_back(self.model, example, self.console.line)
+        self.facts = result.provenance(world.device)
         self.loop = Loop(
             self.model,
-            network,
+            self._compiled(),
             optimizer,
             scheduler,
             self.objective,
@@ -158,6 +155,17 @@ class _Session:
         if world.rank > 0:  # drop path must differ between processes
             torch.manual_seed(config.seed + world.rank)
 
+    def _compiled(self) -> nn.Module:
+        """What the training step calls: the model, compiled where that is wanted and works."""
+        wanted, train = self.config.compile, self.batches["train"]
+        if wanted == "off" or (wanted == "auto" and self.world.device.type == "cpu"):
+            return self.model
+        example = next(iter(train))["image"]
+        rest = len(train.index) % train.batch_size // self.world.size
+        sizes = [len(example), *([rest] if rest and len(train) > len(train.index) // train.batch_size
+                                 else [])]  # fmt: skip
+        return build.compile_or_fall_back(self.model, example, sizes, self.console.line)
+
     def _introduce(self, optimizer: torch.optim.Optimizer) -> None:
         task, prepared, train = self.task, self.prepared, self.batches["train"]
         counts = ", ".join(f"{split} {len(b.index):,}" for split, b in self.batches.items())
@@ -169,8 +177,8 @@ class _Session:
         for name, text in {
             "task": f"{task.name}: {task.kind}{inferred}, {task.num_classes} classes; {counts}",
             "data": f"{prepared.source}, {self.config.size} px{resized}; kept in {train.cache_used}",
-            "model": f"{self.config.model}, {describe_cost(count_parameters(self.model), self.macs)}; "
-            f"{self.loaded}",
+            "model": f"{self.config.model}, {describe_cost(count_parameters(self.model), self.network.macs)}; "
+            f"{self.network.loaded}",
             "optim": f"{optim.describe_groups(optimizer)}; peak lr {build.peak_lr(self.config):.3g}",
             "device": f"{devices}{self.world.device}, {len(train)} steps an epoch",
             "run": str(self.folder.root),
@@ -186,9 +194,10 @@ class _Session:
             if progress.step == 0 and progress.best_epoch == progress.epoch > 0:
                 self._save_best()  # in case the process died between the two files
         within = f" and {progress.step} steps" if progress.step else ""
-        self.console.line(f"continuing after {progress.epoch} epochs{within}")
+        epochs = f"{progress.epoch} epoch{'s' * (progress.epoch != 1)}"
+        self.console.line(f"continuing after {epochs}{within}")
 
-    def _track(self, state: dict[str, Any] | None) -> tracking.Run | tracking.NoRun:
+    def _track(self, *, continued: bool) -> tracking.Run | tracking.NoRun:
         config, task, prepared = self.config, self.task, self.prepared
         if config.tracking == "off" or not self.world.is_main:
             return tracking.NoRun()
@@ -207,9 +216,10 @@ class _Session:
             params=configuration.flatten(configuration.to_dict(config)),
             tags=facts,
             out=config.out,
-            run_id=state["run_id"] if state else None,
+            run_id=self.folder.tracked_as(),
         )
-        if state is None:
+        self.folder.remember_tracked_as(run.run_id)
+        if not continued:
             for split, context in (("train", "train"), ("val", "validation"), ("test", "test")):
                 digest = self.data_hashes[f"{split}_images.npy"]
                 name = f"{task.name}-{config.size}-{split}"
@@ -251,7 +261,6 @@ class _Session:
         if not self.world.is_main:
             return
         config, progress, task, prepared = self.config, self.loop.progress, self.task, self.prepared
-        facts = result.provenance(self.world.device)
         record = WeightsRecord(
             model=config.model,
             num_classes=self.objective.num_outputs,
@@ -259,22 +268,22 @@ class _Session:
             recipe="finetune",
             init=config.init,
             epochs=progress.epoch,
-            score={f"val_{config.eval.select}": progress.best_value},
+            score={k: v for k, v in progress.best_scores.items() if v is not None},
             data=DataRecord(
                 name=task.name,
                 size=config.size,
                 source_size=prepared.source_size,
                 interpolation=prepared.interpolation,
-                mean=self.mean,
-                std=self.std,
+                mean=self.network.mean,
+                std=self.network.std,
                 licence=task.licence or None,
                 source=prepared.source,
                 kind=task.kind,
                 classes=task.classes,
             ),
-            licence=self.loaded.licence,
-            git_commit=facts["git_commit"],
-            versions=facts["versions"],
+            licence=self.network.loaded.licence,
+            git_commit=self.facts["git_commit"],
+            versions=self.facts["versions"],
         )
         save_weights(self.folder.best, self.model.state_dict(), record)
 
@@ -289,14 +298,14 @@ class _Session:
         test, labels, probabilities = result.score_split(loop, self.batches["test"], resamples)
         rows = folder.rows()
         seconds = sum(row["epoch_seconds"] for row in rows)
-        pace = len(rows) / sum(1 / row["images_per_second"] for row in rows)
+        pace = len(rows) / sum(1 / max(row["images_per_second"], 0.1) for row in rows)
         report = {
             "task": self.task.name,
             "kind": self.task.kind,
             "classes": list(self.task.classes),
             "model": config.model,
             "init": config.init,
-            "weights": str(self.loaded),
+            "weights": str(self.network.loaded),
             "seed": config.seed,
             "data": {
                 "source": self.prepared.source,
@@ -307,18 +316,23 @@ class _Session:
                 "sha256": self.data_hashes,
             },
             "epochs": config.epochs,
+            "batch_size": config.batch_size,
+            "peak_lr": build.peak_lr(config),
             "best_epoch": progress.best_epoch,
             "selected_on": f"val_{config.eval.select}",
             "val": val,
             "test": test,
+            "trivial_test_acc": result.trivial_accuracy(
+                self.task.kind, self.prepared.labels("train"), labels
+            ),
             "last_epoch": last,
             "seconds": round(seconds, 3),
             "images_per_second": round(pace, 1),
             "peak_memory": result.peak_memory(self.world.device),
             "parameters": count_parameters(self.model),
-            "macs": self.macs,
+            "macs": self.network.macs,
             "processes": self.world.size,
-            **result.provenance(self.world.device),
+            **self.facts,
             "mlflow_run_id": tracked.run_id,
         }
         if self.world.is_main:
@@ -337,8 +351,7 @@ class _Session:
         pictures = result.draw(folder, task.kind, task.classes, labels, probabilities)
         for path in (*pictures, folder.predictions, folder.config):
             tracked.log_artifact(path, "figures" if path in pictures else None)
-        scores = {f"best_{split}_{name}": report[split][name]
-                  for split in ("val", "test") for name in ("acc", "auc")}  # fmt: skip
+        scores = {f"test_{name}": report["test"][name] for name in ("acc", "auc", "macro_f1")}
         tracked.log_weights(folder.best, "best", scores)
         tracked.log_artifact(folder.stage_result(report))
 

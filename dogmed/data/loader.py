@@ -89,7 +89,6 @@ class Batches:
         self.cache_used = choose_cache(cache, needed, self.device, self.world_size)
         self.resident_bytes = 0 if self.cache_used == "disk" else needed
         self._images: np.ndarray | torch.Tensor = images
-        self._rows = self.index  # where position i of the split's part is found in _images
         if self.cache_used == "disk":
             return
         place = self.device if self.cache_used == "device" else torch.device("cpu")
@@ -99,18 +98,16 @@ class Batches:
             part = np.asarray(images[indices[start : start + rows]])
             kept[start : start + len(part)] = torch.from_numpy(part).to(place)
         self._images = kept
-        self._rows = torch.arange(len(indices))
 
     def __len__(self) -> int:
         """Batches of a whole epoch on this rank (also when ``start_step`` leaves some out)."""
-        full, rest = divmod(len(self.index), self.batch_size)
         if self.train:
-            return full + int(rest >= 2 * self.world_size or (rest > 0 and full == 0))
+            return train_steps(len(self.index), self.batch_size, self.world_size)
+        full, rest = divmod(len(self.index), self.batch_size)
         return full + int(rest > self.rank)
 
     def set_epoch(self, epoch: int, start_step: int = 0) -> None:
-        """Choose the epoch to iterate next, and the step to start from (to resume in "
-        "its middle)."""
+        """Choose the epoch to iterate next, and the step to start from (to resume within it)."""
         self.epoch, self.start_step = epoch, start_step
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
@@ -150,13 +147,13 @@ class Batches:
 
     def _take_resident(self, positions: torch.Tensor) -> torch.Tensor:
         assert isinstance(self._images, torch.Tensor)
-        return self._images.index_select(0, self._rows[positions].to(self._images.device))
+        return self._images.index_select(0, positions.to(self._images.device, non_blocking=True))
 
     def _take(self, positions: torch.Tensor) -> torch.Tensor:
         """Pixels of a batch from RAM or disk."""
         if isinstance(self._images, torch.Tensor):
             return self._take_resident(positions)
-        return torch.from_numpy(np.asarray(self._images[self._rows[positions].numpy()]))
+        return torch.from_numpy(np.asarray(self._images[self.index[positions].numpy()]))
 
     def to_network(self, raw: torch.Tensor, flipped: torch.Tensor | None) -> torch.Tensor:
         """uint8 (B, H, W[, 3]) -> float32 (B, 3, H, W) channels_last, rows ``flipped`` mirrored.
@@ -171,6 +168,12 @@ class Batches:
         x = raw.reshape(b, h, w * c).float()  # long rows: three times as fast on a CPU
         x = x.mul_(self._scale.repeat(w)).add_(self._shift.repeat(w))
         return x.view(b, h, w, c).permute(0, 3, 1, 2)  # (B, 3, H, W), channels_last in memory
+
+
+def train_steps(images: int, batch_size: int, world_size: int = 1) -> int:
+    """Steps of a training epoch: a last batch that leaves a process under two images is left out."""
+    full, rest = divmod(images, batch_size)
+    return full + int(rest >= 2 * world_size or (rest > 0 and full == 0))
 
 
 def choose_cache(

@@ -35,7 +35,6 @@ from dogmed.data.writer import (
     make_folder,
     read_json,
 )
-from dogmed.errors import DataError
 
 FORMAT = 1  # of the prepared folder; raised when older ones must be prepared anew
 
@@ -85,9 +84,10 @@ class Plan:
         """For reading, one fact a line."""
         counts = " / ".join(f"{self.samples[s]:,} {s}" for s in SPLITS)
         resized = (
-            f", enlarged or shrunk from {self.source_size} px"
-            if self.size != self.source_size
-            else ""
+            ""
+            if self.size == self.source_size
+            else f", {'enlarged' if self.size > self.source_size else 'shrunk'} from "
+            f"{self.source_size} px"
         )
         lines = [
             f"task      {self.task.name}: {self.task.kind}, {self.task.num_classes} "
@@ -300,10 +300,3 @@ def verify_prepared(folder: Path, progress: Progress) -> list[str]:
         elif file_digest(path, "sha256", progress, f"{folder.name}/{name}") != facts["sha256"]:
             wrong.append(f"{path}: its content is not what was written (sha256 differs)")
     return wrong
-
-
-def check_whole(prepared: Prepared, progress: Progress | None = None) -> None:
-    """Raise DataError unless every file of ``prepared`` has the hash that its manifest records."""
-    wrong = verify_prepared(prepared.folder, progress or Quiet())
-    if wrong:
-        raise DataError(f"{wrong[0]}; delete {prepared.folder} and run again to prepare it anew")

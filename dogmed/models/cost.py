@@ -11,7 +11,7 @@ from dogmed.models.stem import FusedStem
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Number of trained parameters."""
+    """Number of parameters."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 
