@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from dogmed import __version__
-from dogmed.errors import ConfigError, DogmedError, nearest
+from dogmed.errors import ConfigError, DogmedError, Interrupted, nearest
 
 
 class Command(NamedTuple):
@@ -71,8 +71,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except DogmedError as error:
         if debug:
             raise
-        print(f"dogmed: {error}", file=sys.stderr)
+        print(f"dogmed: {_printable(str(error))}", file=sys.stderr)
         return error.exit_code
+    except Interrupted as stop:
+        print(f"dogmed: {stop}", file=sys.stderr)
+        return stop.exit_code
     except KeyboardInterrupt:
         print("dogmed: interrupted", file=sys.stderr)
         return 130
@@ -141,6 +144,11 @@ def _help() -> str:
             "--debug shows the traceback of an error; --version prints the version",
         ]
     )
+
+
+def _printable(message: str) -> str:
+    """Keep a message on one line, and control characters of file names off the terminal."""
+    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in message)
 
 
 def _resolve(path: str) -> Any:

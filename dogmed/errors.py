@@ -34,8 +34,11 @@ class TrainingError(DogmedError):
     exit_code = 1
 
 
-class Interrupted(DogmedError):  # noqa: N818  (it is an event, told like an error)
-    """Training was stopped by a signal and can be resumed; the exit code is the shell's 128 + signal."""
+class Interrupted(KeyboardInterrupt):
+    """Training was stopped by a signal and can be resumed; the exit code is the shell's 128 + signal.
+
+    Not an ``Exception``, so that no handler of wrong input takes it for one.
+    """
 
     def __init__(self, message: str, signal_number: int):
         super().__init__(message)

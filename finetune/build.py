@@ -86,7 +86,7 @@ def build_network(config: FinetuneConfig, num_outputs: int) -> Network:
         num_outputs,
         init=config.init,
         drop_path_rate=config.net.drop_path,
-        weights_dir=config.weights_dir,
+        weights_dir=config.weights_dir and config.weights_dir.expanduser(),
     )
     try:
         macs = count_macs(model, config.size)
@@ -177,6 +177,20 @@ def refuse_unselectable(select: str, labels: np.ndarray) -> None:
         raise DataError(
             "val holds one class only, so AUC cannot pick the best epoch; "
             "add images of other classes, or give --eval.select acc (or loss, or last)"
+        )
+
+
+def refuse_lone_images(model: nn.Module, batch_size: int, processes: int) -> None:
+    """Make sure that batch normalisation sees more than one image a process.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    normalised = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())
+    if normalised and batch_size < 2 * processes:
+        raise ConfigError(
+            f"--batch-size {batch_size} leaves a single image to a process, and this model has batch "
+            f"normalisation: give --batch-size {2 * processes} or more"
         )
 
 

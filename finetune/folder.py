@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -68,7 +67,7 @@ class RunFolder:
         if config.train_fraction < 1:
             parts.append(f"fraction{config.train_fraction:g}")
         name = "-".join(_slug(part) for part in parts)
-        return cls(config.out / "finetune" / _slug(task) / name / f"seed{config.seed}")
+        return cls(config.out.expanduser() / "finetune" / _slug(task) / name / f"seed{config.seed}")
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -77,7 +76,12 @@ class RunFolder:
         Raises:
             ConfigError: another process is running here.
         """
-        self.root.mkdir(parents=True, exist_ok=True)
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(
+                f"--out: cannot create {self.root} ({error.strerror}); give a writable folder"
+            ) from None
         try:
             with FileLock(self.root / ".lock", timeout=0):
                 yield
@@ -87,10 +91,21 @@ class RunFolder:
             ) from None
 
     def done(self) -> dict[str, Any] | None:
-        """The result of a finished run, or None."""
+        """The result of a finished run, or None.
+
+        Raises:
+            ConfigError: ``result.json`` is damaged.
+        """
         if not self.result.is_file():
             return None
-        return json.loads(self.result.read_text())
+        try:
+            report = json.loads(self.result.read_text())
+            report["data"]["sha256"], report["test"]["n"], report["weights_sha256"]
+        except (ValueError, KeyError, TypeError):
+            raise ConfigError(
+                f"{self.result} is damaged; delete it to score the run again, or give --resume never"
+            ) from None
+        return report
 
     def refuse_other_settings(self, config: FinetuneConfig) -> None:
         """Make sure that what lies here was run with the same settings.
@@ -98,8 +113,13 @@ class RunFolder:
         Raises:
             ConfigError: it was not; the message lists what differs.
         """
-        if not self.config.is_file() or not (self.last.is_file() or self.result.is_file()):
+        if not (self.last.is_file() or self.result.is_file()):
             return
+        if not self.config.is_file():
+            raise ConfigError(
+                f"{self.root} holds a run without its config.yaml, so nobody knows its settings; give "
+                "another --out, or --resume never to start over (the old run is kept aside)"
+            )
         old = configuration.flatten(configuration.read_yaml(self.config))
         new = configuration.flatten(configuration.to_dict(config))
         changed = [
@@ -115,31 +135,33 @@ class RunFolder:
 
     def set_aside(self) -> Path | None:
         """Move an earlier run out of the way, and say where it went."""
-        if not self.config.exists() and not self.last.exists():
+        entries = [entry for entry in self.root.iterdir() if entry.name != ".lock"]
+        if not entries:
             return None
         number = 1
         while (aside := self.root.with_name(f"{self.root.name}.old{number}")).exists():
             number += 1
         aside.mkdir()
-        for entry in self.root.iterdir():
-            if entry.name != ".lock":
-                entry.rename(aside / entry.name)
+        for entry in sorted(entries, key=lambda entry: entry != self.result):  # the result first
+            entry.rename(aside / entry.name)
         return aside
 
-    def refuse_other_data(self, old: dict[str, str], new: dict[str, str]) -> None:
-        """Make sure that what lies here was computed from the same arrays (sha256 by file name).
+    def refuse_other(self, what: str, old: Any, new: Any) -> None:
+        """Make sure that what lies here was computed from the same data or weights (sha256).
 
         Raises:
             ConfigError: it was not.
         """
         if old != new:
             raise ConfigError(
-                f"{self.root} holds a run on other data than the task has now; bring the old data "
+                f"{self.root} holds a run with other {what} than there are now; bring the old ones "
                 "back, or give another --out, or --resume never to start over (the old run is kept)"
             )
 
     def begin(self, config: FinetuneConfig) -> None:
         """Write the resolved configuration and start with an empty history."""
+        for stale in (self.result, self.predictions, self.best):
+            stale.unlink(missing_ok=True)
         self.last.parent.mkdir(parents=True, exist_ok=True)
         text = configuration.to_yaml(config)
         if not self.config.is_file() or self.config.read_text() != text:
@@ -168,28 +190,14 @@ class RunFolder:
         staged.replace(self.result)
         staged.parent.rmdir()
 
-    def rows(self) -> list[dict[str, Any]]:
-        """The epochs so far; a line cut short by a crash is left out."""
-        rows = []
-        if self.metrics.is_file():
-            for line in self.metrics.read_text().splitlines():
-                try:
-                    rows.append(json.loads(line))
-                except json.JSONDecodeError:
-                    break
-        return rows
-
-    def keep_rows(self, epochs: int) -> None:
-        """Forget epochs after ``epochs``: they were run, but not saved, and will be run again."""
-        rows = [row for row in self.rows() if row["epoch"] <= epochs]
+    def write_rows(self, rows: list[dict[str, Any]]) -> None:
+        """Make ``metrics.jsonl`` hold these epochs, whatever it held: the checkpoint knows better."""
         write_atomic(self.metrics, "".join(json.dumps(row) + "\n" for row in rows))
 
     def append_row(self, row: dict[str, Any]) -> None:
         """Add one epoch's line to ``metrics.jsonl``."""
         with self.metrics.open("a") as file:
             file.write(json.dumps(row) + "\n")
-            file.flush()
-            os.fsync(file.fileno())  # the checkpoint that follows must not be ahead of it
 
 
 def write_atomic(path: Path, text: str) -> None:
@@ -204,4 +212,4 @@ def _slug(text: str) -> str:
     if text.endswith((".safetensors", ".pt", ".pth", ".npz")):
         text = Path(text).stem
     text = text.rstrip("/").replace("hf-hub:", "")
-    return re.sub(r"[^A-Za-z0-9._-]+", "_", text).strip("._") or "unnamed"
+    return re.sub(r"[^\w.-]+", "_", text).strip("._")[:100] or "unnamed"

@@ -55,6 +55,8 @@ class Progress:
     best_epoch: int = 0
     best_value: float = -math.inf
     """What the epoch was picked by; larger is better, so a loss is negated."""
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    """The line of every completed epoch, as in ``metrics.jsonl``."""
     best_scores: dict[str, float | None] = field(default_factory=dict)
     """val_loss, val_acc and val_auc of the best epoch."""
     epoch_seconds: float = 0.0
@@ -215,6 +217,7 @@ class Loop:
         def end_epoch() -> None:
             count_time()
             row, value = self._close_epoch()
+            progress.rows.append(row)
             improved = value > progress.best_value
             on_epoch(row, improved)
             if improved:

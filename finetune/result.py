@@ -63,7 +63,12 @@ def load_best(model: nn.Module, path: Path, world: World) -> None:
 
 
 def draw(
-    folder: RunFolder, kind: str, classes: tuple[str, ...], labels: Any, probabilities: Any
+    folder: RunFolder,
+    rows: list[dict[str, Any]],
+    kind: str,
+    classes: tuple[str, ...],
+    labels: Any,
+    probabilities: Any,
 ) -> list[Path]:
     """Draw learning curves, confusion matrix and ROC of the test split; returns the files."""
     from dogmed import plots
@@ -71,7 +76,7 @@ def draw(
     curves, confusion, roc = (
         folder.root / name for name in ("learning_curves.png", "confusion_matrix.png", "roc.png")
     )
-    plots.learning_curves(folder.rows(), curves)
+    plots.learning_curves(rows, curves)
     plots.confusion_matrix(labels, probabilities, classes, confusion)
     plots.roc(kind, labels, probabilities, classes, roc)
     return [curves, confusion, roc]

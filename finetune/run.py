@@ -14,7 +14,7 @@ from dogmed.data.progress import Console as DataConsole
 from dogmed.data.progress import Quiet
 from dogmed.data.store import Prepared
 from dogmed.distributed import World, join
-from dogmed.errors import ConfigError, Interrupted
+from dogmed.errors import ConfigError, DogmedError
 from dogmed.finetune import build, result
 from dogmed.finetune.config import FinetuneConfig
 from dogmed.finetune.console import Console, Stopper
@@ -56,9 +56,9 @@ def finetune(config: FinetuneConfig) -> dict[str, Any] | None:
             )  # may fail: before the data
             prepared = build.prepare_data(config, DataConsole() if world.is_main else Quiet())
             folder = RunFolder.of(config, prepared.task.name, prepared.source)
-            session = _Session(config, world, console, stopper, prepared, folder)
+            session = _Session(config, world, console, stopper, prepared, folder, network)
             with folder.lock() if world.is_main else nullcontext():
-                return session.run(objective, network)
+                return session.run(objective)
 
 
 class _Session:
@@ -72,14 +72,17 @@ class _Session:
         stopper: Stopper,
         prepared: Prepared,
         folder: RunFolder,
+        network: build.Network,
     ):
         self.config, self.world, self.console, self.stopper = config, world, console, stopper
         self.prepared, self.task, self.folder = prepared, prepared.task, folder
+        self.network, self.model = network, network.model
+        self.weights_sha256 = network.loaded.sha256
         self.data_hashes = {
             name: facts["sha256"] for name, facts in sorted(prepared.manifest["files"].items())
         }
 
-    def run(self, objective: Objective, network: build.Network) -> dict[str, Any]:
+    def run(self, objective: Objective) -> dict[str, Any]:
         verb = self.world.broadcast(self._decide() if self.world.is_main else None)
         if verb == "done":
             finished = self.folder.done()
@@ -87,8 +90,8 @@ class _Session:
             self.console.line(f"already finished, nothing to do: {self.folder.result}")
             self.console.line(result.summary(finished))
             return finished
-        self._build(objective, network)
-        state = checkpoint.load(self.folder.last) if verb == "continue" else None
+        self._build(objective)
+        state = self._load_last() if verb == "continue" else None
         if state is not None:
             self._take_up(state)
         elif self.world.is_main:
@@ -101,7 +104,7 @@ class _Session:
             self._train(tracked)
             finished = self._finish(tracked)
             status = "FINISHED"
-        except (Interrupted, KeyboardInterrupt):
+        except KeyboardInterrupt:
             status = "KILLED"
             raise
         finally:
@@ -123,16 +126,18 @@ class _Session:
             return "begin"
         folder.refuse_other_settings(config)
         if (finished := folder.done()) is not None:
-            folder.refuse_other_data(finished["data"]["sha256"], self.data_hashes)
+            folder.refuse_other("data", finished["data"]["sha256"], self.data_hashes)
+            folder.refuse_other("initial weights", finished["weights_sha256"], self.weights_sha256)
             return "done"
         return "continue" if folder.last.is_file() else "begin"
 
-    def _build(self, objective: Objective, network: build.Network) -> None:
+    def _build(self, objective: Objective) -> None:
         config, world = self.config, self.world
         build.refuse_unselectable(config.eval.select, self.prepared.labels("val"))
-        self.objective, self.network, self.model = objective, network, network.model
+        self.objective = objective
+        build.refuse_lone_images(self.model, config.batch_size, world.size)
         self.model.to(world.device, memory_format=torch.channels_last)
-        self.batches = build.build_batches(config, self.prepared, world, network)
+        self.batches = build.build_batches(config, self.prepared, world, self.network)
         steps = len(self.batches["train"])
         optimizer, scheduler = build.build_optimizer(config, self.model, steps)
         self.facts = result.provenance(world.device)
@@ -185,12 +190,20 @@ class _Session:
         }.items():
             self.console.line(f"{name:<7} {text}")
 
+    def _load_last(self) -> dict[str, Any]:
+        try:
+            return checkpoint.load(self.folder.last)
+        except DogmedError as error:
+            raise ConfigError(
+                f"{error}; --resume never starts over and keeps the old run"
+            ) from error
+
     def _take_up(self, state: dict[str, Any]) -> None:
-        self.folder.refuse_other_data(state["data"], self.data_hashes)
+        self.folder.refuse_other("data", state["data"], self.data_hashes)
         self.loop.load(state)
         progress = self.loop.progress
         if self.world.is_main:
-            self.folder.keep_rows(progress.epoch)
+            self.folder.write_rows(progress.rows)
             if progress.step == 0 and progress.best_epoch == progress.epoch > 0:
                 self._save_best()  # in case the process died between the two files
         within = f" and {progress.step} steps" if progress.step else ""
@@ -210,12 +223,12 @@ class _Session:
             "source": prepared.source,
         }
         run = tracking.Run.start(
-            tracking.default_uri(config.out),
+            tracking.default_uri(config.out.expanduser()),
             EXPERIMENT,
             "-".join([*self.folder.root.parts[-3:]]),
             params=configuration.flatten(configuration.to_dict(config)),
             tags=facts,
-            out=config.out,
+            out=config.out.expanduser(),
             run_id=self.folder.tracked_as(),
         )
         self.folder.remember_tracked_as(run.run_id)
@@ -225,7 +238,7 @@ class _Session:
                 name = f"{task.name}-{config.size}-{split}"
                 run.log_dataset(name, prepared.manifest["source_file"], digest, context)
         else:  # what an earlier sitting could not log, or logged and then lost by a kill
-            for row in self.folder.rows():
+            for row in self.loop.progress.rows:
                 run.log_metrics(_curves(row), step=row["epoch"])
         return run
 
@@ -296,7 +309,7 @@ class _Session:
         result.load_best(self.model, folder.best, self.world)
         val, _, _ = result.score_split(loop, self.batches["val"], resamples)
         test, labels, probabilities = result.score_split(loop, self.batches["test"], resamples)
-        rows = folder.rows()
+        rows = progress.rows
         seconds = sum(row["epoch_seconds"] for row in rows)
         pace = len(rows) / sum(1 / max(row["images_per_second"], 0.1) for row in rows)
         report = {
@@ -306,6 +319,7 @@ class _Session:
             "model": config.model,
             "init": config.init,
             "weights": str(self.network.loaded),
+            "weights_sha256": self.weights_sha256,
             "seed": config.seed,
             "data": {
                 "source": self.prepared.source,
@@ -348,7 +362,9 @@ class _Session:
     ) -> None:
         folder, task = self.folder, self.task
         result.write_predictions(folder.predictions, probabilities)
-        pictures = result.draw(folder, task.kind, task.classes, labels, probabilities)
+        pictures = result.draw(
+            folder, self.loop.progress.rows, task.kind, task.classes, labels, probabilities
+        )
         for path in (*pictures, folder.predictions, folder.config):
             tracked.log_artifact(path, "figures" if path in pictures else None)
         scores = {f"test_{name}": report["test"][name] for name in ("acc", "auc", "macro_f1")}

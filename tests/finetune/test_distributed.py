@@ -51,3 +51,12 @@ def test_two_processes_equal_one_up_to_rounding(
 
     alone = run_command(tmp_path / "two", *FLAGS)  # finished: nothing to continue
     assert "already finished" in alone.stdout
+
+
+@pytest.mark.slow
+def test_processes_agree_on_running_statistics(command: Command, tmp_path: Path) -> None:
+    flags = ("--model=resnet18", "--device=cpu", "--epochs=1", "--eval.select=last")
+    done = torchrun(command(tmp_path, *flags))
+    assert done.returncode == 0, done.stderr
+    result = result_of(tmp_path)
+    assert result["last_epoch"]["val"]["loss"] == result["val"]["loss"]  # the saved model's own
