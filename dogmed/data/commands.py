@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from dogmed.data.npz import open_npz, write_npz
+from dogmed.data.prepared import load_prepared, prepared_folders, verify_prepared
 from dogmed.data.progress import Console, Progress, human
 from dogmed.data.request import default_cache_dir
 from dogmed.data.sources import fetch_official
-from dogmed.data.store import load_prepared, prepared_folders, verify_prepared
 from dogmed.data.synthetic import Synthetic
 from dogmed.data.tasks import (
     OFFICIAL_SIZES,
@@ -187,10 +187,10 @@ def _names(tasks: tuple[str, ...]) -> list[str]:
 
 def _verify_npz(path: Path, file: OfficialFile | None, progress: Progress) -> tuple[str, str]:
     """State of an npz file: official by its MD5, or at least whole by its checksums."""
-    md5 = file_digest(path, "md5", progress, f"checking {path.name}")
-    if file is not None and md5 == file.md5:
-        return "ok", "official"
     try:
+        md5 = file_digest(path, "md5", progress, f"checking {path.name}")
+        if file is not None and md5 == file.md5:
+            return "ok", "official"
         npz = open_npz(path)
         for split in SPLITS:
             npz.labels(split)

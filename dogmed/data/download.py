@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import re
 import time
 from pathlib import Path
 
 import requests
+from urllib3.exceptions import HTTPError
 
 from dogmed.data.progress import Progress, human
 from dogmed.data.writer import check_space, file_digest, make_folder
 from dogmed.errors import DataError
 
 ATTEMPTS = 3  # in a row without a single new byte
+_CHECK_BYTES = 64 << 20  # between looks at the free space
 _TRANSIENT = (408, 425, 429, 500, 502, 503, 504)
 
 
@@ -52,6 +55,12 @@ def download(
             progress.note(f"{target.name}: {_reason(error)}; trying again")
             time.sleep(backoff * 2 ** (failures - 1))
             continue
+        except DataError:
+            raise
+        except OSError as error:
+            raise DataError(f"{part} cannot be written: {error.strerror}") from error
+        except (ValueError, HTTPError) as error:  # a redirect to what is no address
+            raise DataError(_by_hand(url, target, f"failed: {_reason(error)}")) from error
         finally:
             progress.finish()
         received = file_digest(part, "md5", progress, f"checking {target.name}")
@@ -84,16 +93,15 @@ def _fetch(url: str, part: Path, progress: Progress, timeout: float) -> None:
             raise DataError(_by_hand(url, part, "was answered with a web page instead of the file"))
         resumed = answer.status_code == 206
         if resumed and not answer.headers.get("Content-Range", "").startswith(f"bytes {done}-"):
-            part.unlink()
+            part.unlink(missing_ok=True)
             raise _Transient("the server resumed at another place")
         done = done if resumed else 0
-        length = answer.headers.get("Content-Length")
-        expected = done + int(length) if length is not None else None
-        if expected is not None:
-            check_space(
-                part.parent, expected - done, f"downloading {part.name.removesuffix('.part')}"
-            )
-        progress.start(f"downloading {part.name.removesuffix('.part')}", expected, done)
+        length = answer.headers.get("Content-Length", "")
+        expected = done + int(length) if re.fullmatch("[0-9]{1,18}", length) else None
+        what = f"downloading {part.name.removesuffix('.part')}"
+        check_space(part.parent, 0 if expected is None else expected - done, what)
+        progress.start(what, expected, done)
+        unchecked = 0
         with part.open("ab" if resumed else "wb") as file:
             for data in answer.iter_content(1 << 16):
                 if not done and not data.startswith(b"PK"):
@@ -102,7 +110,11 @@ def _fetch(url: str, part: Path, progress: Progress, timeout: float) -> None:
                     )
                 file.write(data)
                 done += len(data)
+                unchecked += len(data)
                 progress.advance(len(data))
+                if expected is None and unchecked >= _CHECK_BYTES:  # it may never end
+                    check_space(part.parent, 0, what)
+                    unchecked = 0
     if expected is not None and done < expected:
         raise _Transient(f"the connection ended after {human(done)} of {human(expected)}")
 

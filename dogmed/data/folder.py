@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import stat
+import unicodedata
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -12,10 +16,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
+from dogmed.data.progress import Progress
 from dogmed.data.tasks import SPLITS
+from dogmed.data.writer import cached_digest, file_facts, settle
 from dogmed.errors import DataError, nearest
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
+_FORMATS = ("PNG", "JPEG", "BMP", "TIFF")
 _GREY_MODES = ("1", "L", "LA", "La")
 _COLOUR_MODES = ("RGB", "RGBA", "RGBa", "RGBX", "P", "PA", "CMYK", "YCbCr", "HSV", "LAB")
 _CHUNK = 64  # images decoded at a time
@@ -31,7 +38,7 @@ class FolderSource:
     files: dict[str, list[Path]]
     targets: dict[str, list[int]]
     channels: int
-    fingerprint: str  # sha256 over relative names, sizes and modification times
+    fingerprint: str  # sha256 over relative names and content; empty when not yet known
     ignored: tuple[str, ...]
     sizes: list[tuple[int, int]] = field(default_factory=list)  # (H, W) seen while reading
 
@@ -63,18 +70,25 @@ def resize(image: Image.Image, size: int) -> Image.Image:
 
 def _read_image(path: Path, channels: int, size: int) -> tuple[np.ndarray, tuple[int, int]]:
     """One file as upright 8-bit pixels, and its own height and width."""
+    with _opened(path) as opened:
+        image = ImageOps.exif_transpose(opened).convert("RGB" if channels == 3 else "L")
+        return np.asarray(resize(image, size)), (image.height, image.width)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """An image file of a mode that can be used; what goes wrong with it becomes a DataError."""
     try:
-        with Image.open(path) as opened:
-            _check_mode(opened, path)
-            image = ImageOps.exif_transpose(opened).convert("RGB" if channels == 3 else "L")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        if isinstance(error, DataError):
-            raise
-        reason = " ".join(str(error).split())
+        with Image.open(path, formats=_FORMATS) as image:
+            _check_mode(image, path)
+            yield image
+    except DataError:
+        raise
+    except Exception as error:  # Pillow's readers raise errors of every kind on damaged files
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(
             f"{path} is not a readable image ({reason}); remove it or save it again"
         ) from error
-    return np.asarray(resize(image, size)), (image.height, image.width)
 
 
 def _check_mode(image: Image.Image, path: Path) -> None:
@@ -88,11 +102,20 @@ def _check_mode(image: Image.Image, path: Path) -> None:
         raise DataError(f"{path} holds {frames} frames; save the one to classify as its own file")
 
 
-def scan_folder(path: Path) -> FolderSource:
-    """List an image folder without reading pixels.
+def scan_folder(path: Path, cache_dir: Path, progress: Progress | None) -> FolderSource:
+    """List an image folder without decoding pixels.
 
-    Raises DataError when a split is missing or empty, or the splits' classes differ.
+    The fingerprint is taken from the cache while no file changed; with ``progress=None`` it is not
+    computed. Raises DataError when a split is missing or empty, the splits' classes differ, or
+    something cannot be read.
     """
+    try:
+        return _scan(path, cache_dir, progress)
+    except OSError as error:
+        raise DataError(f"{error.filename or path} cannot be read: {error.strerror}") from error
+
+
+def _scan(path: Path, cache_dir: Path, progress: Progress | None) -> FolderSource:
     for split in SPLITS:
         if not (path / split).is_dir():
             raise DataError(_missing_split(path, split))
@@ -105,7 +128,6 @@ def scan_folder(path: Path) -> FolderSource:
     files: dict[str, list[Path]] = {}
     targets: dict[str, list[int]] = {}
     ignored: list[str] = []
-    digest = hashlib.sha256()
     for split in SPLITS:
         _check_classes(path, split, classes)
         found = [
@@ -114,16 +136,53 @@ def scan_folder(path: Path) -> FolderSource:
         if not found:
             raise DataError(f"{path / split} holds no image ({', '.join(SUFFIXES)})")
         files[split], targets[split] = [p for p, _ in found], [i for _, i in found]
-        for image, _ in found:
-            stat = image.stat()
-            entry = f"{image.relative_to(path).as_posix()}\0{stat.st_size}\0{stat.st_mtime_ns}\n"
-            digest.update(entry.encode("utf-8", "surrogateescape"))
+    fingerprint = _fingerprint(path, [p for s in SPLITS for p in files[s]], cache_dir, progress)
     channels = 3 if any(_is_colour(p) for split in SPLITS for p in files[split]) else 1
-    return FolderSource(path, classes, files, targets, channels, digest.hexdigest(), tuple(ignored))
+    return FolderSource(path, classes, files, targets, channels, fingerprint, tuple(ignored))
+
+
+def _fingerprint(path: Path, images: list[Path], cache_dir: Path, progress: Progress | None) -> str:
+    """sha256 over the files' relative names and content, remembered while no file changes."""
+    facts, total, latest = hashlib.sha256(), 0, 0
+    for image in images:
+        known = file_facts(image.stat())
+        total += known["bytes"]
+        latest = max(latest, known["ctime_ns"])
+        facts.update(f"{image.relative_to(path).as_posix()}\0{sorted(known.items())}\n".encode())
+
+    def compute() -> str:
+        assert progress is not None
+        settle(latest)
+        content = hashlib.sha256()
+        progress.start(f"checking {len(images):,} images", total)
+        try:
+            for image in images:
+                with image.open("rb") as file:
+                    digest = hashlib.file_digest(file, "sha256").digest()
+                    progress.advance(file.tell())
+                content.update(f"{image.relative_to(path).as_posix()}\0".encode() + digest)
+        finally:
+            progress.finish()
+        return content.hexdigest()
+
+    given = {"files": facts.hexdigest()}
+    return cached_digest(path, given, cache_dir, None if progress is None else compute) or ""
 
 
 def _folders(path: Path) -> list[Path]:
-    return [p for p in path.iterdir() if p.is_dir() and not p.name.startswith(".")]
+    found = [p for p in path.iterdir() if p.is_dir() and not p.name.startswith(".")]
+    for folder in found:
+        _check_name(folder)
+    return found
+
+
+def _check_name(path: Path) -> None:
+    """Names become classes and lines of text: no bytes that are not UTF-8, no line breaks."""
+    if any(unicodedata.category(c) in ("Cc", "Cs") for c in path.name):
+        raise DataError(
+            f"{path.parent} holds the name {os.fsencode(path.name)!r}, which is not UTF-8 or "
+            f"has control characters; rename it"
+        )
 
 
 def _images(folder: Path, ignored: list[str]) -> list[Path]:
@@ -131,10 +190,14 @@ def _images(folder: Path, ignored: list[str]) -> list[Path]:
     for path in sorted(folder.iterdir()):
         if path.name.startswith(".") or path.name in ("Thumbs.db", "desktop.ini"):
             continue
-        if path.is_dir():
+        _check_name(path)
+        mode = path.stat().st_mode
+        if stat.S_ISDIR(mode):
             raise DataError(
                 f"{path} is a folder inside a class folder; put the images directly into {folder}"
             )
+        if not stat.S_ISREG(mode):
+            raise DataError(f"{path} is not a regular file; remove it")
         if path.suffix.lower() in SUFFIXES:
             found.append(path)
         else:
@@ -173,9 +236,5 @@ def _missing_split(path: Path, split: str) -> str:
 
 
 def _is_colour(path: Path) -> bool:
-    try:
-        with Image.open(path) as image:
-            _check_mode(image, path)
-            return image.mode in _COLOUR_MODES
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path} is not a readable image; remove it or save it again") from error
+    with _opened(path) as image:
+        return image.mode in _COLOUR_MODES

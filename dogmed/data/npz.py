@@ -6,9 +6,15 @@ zip is read piece by piece. Every error is one line that names the file, the key
 
 from __future__ import annotations
 
+import io
+import lzma
+import math
 import os
+import struct
+import tokenize
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +28,36 @@ from dogmed.errors import DataError, nearest
 
 KEYS = tuple(f"{split}_{what}" for split in SPLITS for what in ("images", "labels"))
 CHUNK_BYTES = 4 << 20
-_MAGIC = {(1, 0): npy_format.read_array_header_1_0, (2, 0): npy_format.read_array_header_2_0}
+_MAX_HEADER = 10_000  # bytes, numpy's own limit
+_MAX_LABELS = 1000  # columns
+_MAX_PIXELS = 178_956_970  # of one image, Pillow's own limit
+_MAGIC = {
+    (1, 0): ("<H", npy_format.read_array_header_1_0),
+    (2, 0): ("<I", npy_format.read_array_header_2_0),
+}
+_BROKEN_ZIP = (  # what zipfile and the decompressors raise on damaged files
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    struct.error,
+    EOFError,
+    OSError,
+    RuntimeError,
+    ValueError,
+    LookupError,
+    OverflowError,
+)
+_BROKEN_HEADER = (  # what numpy raises on headers that are no such dict
+    ValueError,
+    TypeError,
+    SyntaxError,
+    LookupError,
+    OverflowError,
+    MemoryError,
+    RecursionError,
+    AttributeError,
+    tokenize.TokenError,
+)
 
 
 @dataclass(frozen=True)
@@ -30,13 +65,14 @@ class Member:
     """One array of the file, as its header declares it."""
 
     key: str
+    file: str  # its name in the zip
     shape: tuple[int, ...]
     dtype: np.dtype
     fortran: bool
 
     @property
     def bytes(self) -> int:
-        return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
+        return math.prod(self.shape) * self.dtype.itemsize
 
 
 @dataclass(frozen=True)
@@ -76,7 +112,7 @@ class NpzSource:
         """The images of a split in order, 4 MB at a time: (n, H, W) or (n, H, W, 3) uint8."""
         member = self.members[f"{split}_images"]
         shape = member.shape[1:3] if self.channels == 1 else member.shape[1:]
-        row = max(1, int(np.prod(shape)))
+        row = math.prod(shape)
         for data in self._stream(member, max(1, CHUNK_BYTES // row) * row):
             yield np.frombuffer(data, np.uint8).reshape(-1, *shape)
 
@@ -84,8 +120,8 @@ class NpzSource:
         """The array's bytes in pieces of ``piece``; the zip's CRC is checked at the end."""
         where = f"{self.path}: {member.key}"
         try:
-            with zipfile.ZipFile(self.path) as archive, archive.open(f"{member.key}.npy") as stream:
-                _read_header(stream, where)
+            with zipfile.ZipFile(self.path) as archive, archive.open(member.file) as stream:
+                read_header(stream, where)
                 left = member.bytes
                 while left:
                     data = stream.read(min(piece, left))
@@ -100,7 +136,9 @@ class NpzSource:
                     raise DataError(
                         f"{where} holds more bytes than its shape {member.shape}; save it again"
                     )
-        except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError) as error:
+        except DataError:
+            raise
+        except _BROKEN_ZIP as error:
             raise _damaged(where, error) from error
 
 
@@ -114,19 +152,25 @@ def open_npz(path: Path) -> NpzSource:
         raise DataError(f"there is no file {path}")
     try:
         with zipfile.ZipFile(path) as archive:
-            names = [n.removesuffix(".npy") for n in archive.namelist()]
+            files = archive.namelist()
+            names = [" ".join(n.removesuffix(".npy").split()) for n in files]
+            if twice := [n for n, count in Counter(names).items() if count > 1]:
+                raise DataError(f"{path} holds {twice[0]!a} more than once; save it again")
             for key in KEYS:
                 if key not in names:
                     raise DataError(
                         f"{path}: no array '{key}'{nearest(key, names)}; MedMNIST's "
                         "format has the keys "
-                        f"{', '.join(KEYS)}, this file has {', '.join(names) or 'none'}"
+                        f"{', '.join(KEYS)}, this file has {', '.join(names[:12]) or 'none'}"
                     )
             members = {}
             for key in KEYS:
-                with archive.open(f"{key}.npy") as stream:
-                    members[key] = Member(key, *_read_header(stream, f"{path}: {key}"))
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError) as error:
+                file = files[names.index(key)]
+                with archive.open(file) as stream:
+                    members[key] = Member(key, file, *read_header(stream, f"{path}: {key}"))
+    except DataError:
+        raise
+    except _BROKEN_ZIP as error:
         raise _damaged(str(path), error, path) from error
     for split in SPLITS:
         _check_images(path, members[f"{split}_images"], members["train_images"])
@@ -152,19 +196,27 @@ def write_npz(
         part.unlink(missing_ok=True)
 
 
-def _read_header(stream: IO[bytes], where: str) -> tuple[tuple[int, ...], np.dtype, bool]:
-    """Shape, dtype and order from an .npy header, leaving the stream at the data."""
+def read_header(stream: IO[bytes], where: str) -> tuple[tuple[int, ...], np.dtype, bool]:
+    """Shape, dtype and order from an .npy header, leaving the stream at the data.
+
+    Raises DataError for anything but a plain array of plain numbers.
+    """
     try:
         version = npy_format.read_magic(stream)
         if version not in _MAGIC:
             raise DataError(
                 f"{where}: .npy version {version} is not supported; save it with numpy.savez"
             )
-        shape, fortran, dtype = _MAGIC[version](stream)
+        length, parse = _MAGIC[version]
+        raw = stream.read(struct.calcsize(length))
+        header = stream.read(min(_MAX_HEADER, *struct.unpack(length, raw)))
+        shape, fortran, dtype = parse(io.BytesIO(raw + header))
+        if not all(type(n) is int and n >= 0 for n in shape):
+            raise ValueError(f"its shape is {shape}")
     except DataError:
         raise
-    except ValueError as error:
-        reason = str(error).splitlines()[0]
+    except (*_BROKEN_HEADER, struct.error) as error:
+        reason = " ".join(str(error).split())[:120] or type(error).__name__
         raise DataError(
             f"{where} is not a numpy array ({reason}); save it with numpy.savez"
         ) from error
@@ -196,6 +248,11 @@ def _check_images(path: Path, member: Member, train: Member) -> None:
         raise DataError(
             f"{where} has shape {shape}: it holds no image; every split needs at least one"
         )
+    if math.prod(shape[1:]) > _MAX_PIXELS:
+        raise DataError(
+            f"{where} has shape {shape}: an image of more than {_MAX_PIXELS:,} values; make them "
+            f"smaller before you save them"
+        )
     if shape[1:] != train.shape[1:]:
         raise DataError(
             f"{where} has images of shape {shape[1:]}, but train_images of {train.shape[1:]}; "
@@ -218,6 +275,8 @@ def _check_label_member(
         )
     if len(shape) not in (1, 2) or (len(shape) == 2 and shape[1] == 0):
         raise DataError(f"{where} has shape {shape}, expected (N,), (N, 1) or (N, labels)")
+    if shape[1:] > (_MAX_LABELS,):
+        raise DataError(f"{where} has {shape[1]} columns, at most {_MAX_LABELS} are read")
     if shape[0] != images.shape[0]:
         raise DataError(
             f"{where} has {shape[0]} rows, but {images.key} has {images.shape[0]} images; "

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from dogmed.data.labels import check_kind
 from dogmed.data.tasks import OFFICIAL_SIZES, Kind, Task, get_task, official_file, official_tasks
-from dogmed.errors import ConfigError, nearest
+from dogmed.errors import ConfigError, DataError, nearest
 
 SIZES = range(8, 1025)
 DATA = ("official", "synthetic")
@@ -63,8 +64,7 @@ def resolve(
     path = None
     if official is None:
         path = Path(task).expanduser()
-        if not path.exists():
-            get_task(str(task))  # raises, with the nearest name
+        _check_path(path)
     _check_fit(official, path, size, data, data_dir, known_kind, upsample_from)
     return Request(
         task=official,
@@ -78,6 +78,19 @@ def resolve(
         seed=seed,
         samples=samples,
     )
+
+
+def _check_path(path: Path) -> None:
+    """Raise unless something is at ``path``; for an unknown name the nearest is told."""
+    try:
+        str(path).encode("utf-8")
+        there = path.exists()
+    except UnicodeEncodeError as error:
+        raise DataError(f"the path {os.fsencode(path)!r} is not UTF-8; rename it") from error
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from error
+    if not there:
+        get_task(str(path))
 
 
 def _check_fit(

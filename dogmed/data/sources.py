@@ -63,11 +63,20 @@ class Source:
 
 def find_source(request: Request, progress: Progress | None) -> Source:
     """Find (or download) the data. With ``progress=None`` nothing is written or fetched."""
+    try:
+        return _find(request, progress)
+    except OSError as error:
+        what = error.filename or request.path or request.data_dir or request.cache_dir
+        raise DataError(f"{what} cannot be used: {error.strerror or error}") from error
+
+
+def _find(request: Request, progress: Progress | None) -> Source:
     if request.data == "synthetic":
         assert request.task is not None
         return _synthetic(request.task, request)
     if request.path is not None:
-        return _folder(request) if request.path.is_dir() else _user_npz(request, progress)
+        use = _folder if request.path.is_dir() else _user_npz
+        return use(request, progress)
     assert request.task is not None
     return _official(request.task, request, progress)
 
@@ -125,9 +134,9 @@ def _user_npz(request: Request, progress: Progress | None) -> Source:
     )
 
 
-def _folder(request: Request) -> Source:
+def _folder(request: Request, progress: Progress | None) -> Source:
     assert request.path is not None
-    found = scan_folder(request.path)
+    found = scan_folder(request.path, request.cache_dir, progress)
     if request.kind == "multi-label":
         raise ConfigError(
             f"{request.path}: a folder gives each image one class; for multi-label use an .npz file"

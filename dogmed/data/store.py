@@ -20,49 +20,19 @@ import numpy as np
 
 import dogmed
 from dogmed.data.labels import class_counts, missing_classes
+from dogmed.data.prepared import FORMAT, Prepared, load_prepared
 from dogmed.data.progress import Progress, Quiet, human
 from dogmed.data.request import Request, resolve
 from dogmed.data.sources import Source, find_source
 from dogmed.data.tasks import SPLITS, Task
 from dogmed.data.writer import (
-    MANIFEST,
     FolderWriter,
     check_space,
     clean_stale,
-    file_digest,
     free_space,
     locked,
     make_folder,
-    read_json,
 )
-
-FORMAT = 1  # of the prepared folder; raised when older ones must be prepared anew
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A task's data at one size, ready to be memory-mapped.
-
-    ``source_size`` is the side of the images before any resizing (the smallest side where they
-    differ): an enlarged 28 px image is not a 224 px image. ``interpolation`` is None when nothing
-    was resized.
-    """
-
-    task: Task
-    size: int
-    source_size: int
-    interpolation: str | None
-    source: str
-    folder: Path
-    manifest: dict[str, Any]
-
-    def images(self, split: str) -> np.ndarray:
-        """The split's images, memory-mapped: (N, H, W) or (N, H, W, 3) uint8."""
-        return np.load(self.folder / f"{split}_images.npy", mmap_mode="r", allow_pickle=False)
-
-    def labels(self, split: str) -> np.ndarray:
-        """The split's labels: (N, L) int64."""
-        return np.load(self.folder / f"{split}_labels.npy", allow_pickle=False)
 
 
 @dataclass(frozen=True)
@@ -136,6 +106,8 @@ def prepare(
         with locked(request.cache_dir, folder.name, progress):
             found = load_prepared(folder)  # another process may have been first
             if found is None:
+                if folder.exists():
+                    progress.note(f"note: {folder} is damaged or outdated and is prepared anew")
                 _write(request, source, folder, progress)
                 found = load_prepared(folder)
                 assert found is not None, folder
@@ -184,27 +156,6 @@ def plan(
     )
 
 
-def load_prepared(folder: Path) -> Prepared | None:
-    """The prepared folder, or None when there is none that is whole and of today's format."""
-    manifest = read_json(folder / MANIFEST)
-    if manifest is None or manifest.get("format") != FORMAT:
-        return None
-    for name, facts in manifest["files"].items():
-        path = folder / name
-        if not path.is_file() or path.stat().st_size != facts["bytes"]:
-            return None
-    facts = manifest["task"]
-    return Prepared(
-        task=Task(**{**facts, "classes": tuple(facts["classes"])}),
-        size=manifest["size"],
-        source_size=manifest["source_size"],
-        interpolation=manifest["interpolation"],
-        source=manifest["source"],
-        folder=folder,
-        manifest=manifest,
-    )
-
-
 def _folder(request: Request, source: Source) -> Path:
     """Where the source is prepared: a readable name and a hash of all that decides the content."""
     deciding = {
@@ -214,8 +165,8 @@ def _folder(request: Request, source: Source) -> Path:
         "classes": source.task.classes,
         "size": request.size,
     }
-    short = hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:8]
-    name = re.sub(r"[^A-Za-z0-9_.]+", "_", source.task.name).strip("._")[:48] or "task"
+    short = hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:16]
+    name = re.sub(r"[^\w.]+", "_", source.task.name).strip("._")[:48] or "task"
     enlarged = f"-from{request.upsample_from}" if request.upsample_from else ""
     key = f"{name}-{request.size}{enlarged}-{source.kind}-{short}"
     return request.cache_dir / "prepared" / key
@@ -277,26 +228,3 @@ def _manifest(request: Request, source: Source, counts: dict[str, list[int]]) ->
             **{name: importlib.metadata.version(name) for name in ("medmnist", "numpy", "pillow")},
         },
     }
-
-
-def prepared_folders(cache_dir: Path) -> list[Path]:
-    """All prepared folders of a cache, whole or not, by name."""
-    parent = cache_dir / "prepared"
-    if not parent.is_dir():
-        return []
-    return sorted(p for p in parent.iterdir() if p.is_dir() and not p.name.startswith("."))
-
-
-def verify_prepared(folder: Path, progress: Progress) -> list[str]:
-    """Hash a prepared folder's files again; one line per file that is missing or differs."""
-    manifest = read_json(folder / MANIFEST)
-    if manifest is None or "files" not in manifest:
-        return [f"{folder}: {MANIFEST} is missing or damaged"]
-    wrong = []
-    for name, facts in manifest["files"].items():
-        path = folder / name
-        if not path.is_file():
-            wrong.append(f"{path}: missing")
-        elif file_digest(path, "sha256", progress, f"{folder.name}/{name}") != facts["sha256"]:
-            wrong.append(f"{path}: its content is not what was written (sha256 differs)")
-    return wrong

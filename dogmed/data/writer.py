@@ -12,7 +12,8 @@ import json
 import os
 import shutil
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -25,6 +26,7 @@ from dogmed.data.progress import Progress, human
 from dogmed.errors import DataError
 
 MANIFEST = "manifest.json"
+_CLOCK_TICK = 0.02  # seconds; file systems take their times from a clock at least this fine
 _MARGIN = 64 << 20  # bytes of disk left free beside what is written
 
 
@@ -175,7 +177,9 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 def file_digest(path: Path, algorithm: str, progress: Progress, what: str) -> str:
-    """Hex digest (md5, sha256) of a file, with progress."""
+    """Hex digest (md5, sha256) of a file, with progress; DataError when it cannot be read."""
+    if not path.is_file():
+        raise DataError(f"{path} is not a regular file")
     digest = hashlib.new(algorithm, usedforsecurity=False)
     progress.start(what, path.stat().st_size)
     try:
@@ -183,26 +187,62 @@ def file_digest(path: Path, algorithm: str, progress: Progress, what: str) -> st
             while data := file.read(1 << 20):
                 digest.update(data)
                 progress.advance(len(data))
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from error
     finally:
         progress.finish()
     return digest.hexdigest()
 
 
+def cached_digest(
+    path: Path, facts: dict[str, Any], cache_dir: Path, compute: Callable[[], str] | None
+) -> str | None:
+    """What ``compute`` gave for ``path`` when ``facts`` were last the same, else computed now.
+
+    With ``compute=None`` nothing is computed or written: None when it is not known yet.
+    """
+    place = hashlib.sha256(os.fsencode(path.resolve())).hexdigest()
+    record = cache_dir / "md5" / f"{place[:24]}.json"
+    facts = {**facts, "path": place}
+    known = read_json(record) or {}
+    if facts.items() <= known.items() and isinstance(known.get("digest"), str):
+        return str(known["digest"])
+    if compute is None:
+        return None
+    digest = compute()
+    make_folder(record.parent)
+    write_json(record, {**facts, "digest": digest})
+    return digest
+
+
+def file_facts(stat: os.stat_result) -> dict[str, int]:
+    """What changes with a file's content; the change time cannot be set back as others can."""
+    return {
+        "bytes": stat.st_size,
+        "mtime_ns": stat.st_mtime_ns,
+        "ctime_ns": stat.st_ctime_ns,
+        "inode": stat.st_ino,
+    }
+
+
+def settle(ctime_ns: int) -> None:
+    """Wait until another write would be given another change time than this one."""
+    pause = ctime_ns / 1e9 + _CLOCK_TICK - time.time()
+    if 0 < pause <= _CLOCK_TICK:
+        time.sleep(pause)
+
+
 def cached_md5(path: Path, cache_dir: Path, progress: Progress | None) -> str | None:
-    """MD5 of a file, computed once per (path, size, modification time).
+    """MD5 of a file, computed once for its place and ``file_facts``.
 
     With ``progress=None`` nothing is computed or written: None when it is not known yet.
     """
-    stat = path.stat()
-    name = hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:24]
-    record = cache_dir / "md5" / f"{name}.json"
-    known = read_json(record)
-    facts = {"bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
-    if known is not None and facts.items() <= known.items():
-        return str(known["md5"])
+    facts = file_facts(path.stat())
     if progress is None:
-        return None
-    md5 = file_digest(path, "md5", progress, f"checking {path.name}")
-    make_folder(record.parent)
-    write_json(record, {**facts, "md5": md5})
-    return md5
+        return cached_digest(path, facts, cache_dir, None)
+
+    def compute() -> str:
+        settle(facts["ctime_ns"])
+        return file_digest(path, "md5", progress, f"checking {path.name}")
+
+    return cached_digest(path, facts, cache_dir, compute)

@@ -18,8 +18,8 @@ import pytest
 from PIL import Image
 
 from dogmed.data import Prepared, official_tasks, plan, prepare
+from dogmed.data.prepared import load_prepared, verify_prepared
 from dogmed.data.request import default_cache_dir
-from dogmed.data.store import load_prepared, verify_prepared
 from dogmed.data.tasks import SPLITS
 from dogmed.data.writer import check_space, clean_stale, locked
 from dogmed.errors import ConfigError, DataError
