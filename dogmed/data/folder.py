@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-import unicodedata
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from dogmed.data.progress import Progress
+from dogmed.data.request import is_plain
 from dogmed.data.tasks import SPLITS
 from dogmed.data.writer import cached_digest, file_facts, settle
 from dogmed.errors import DataError, nearest
@@ -178,7 +178,7 @@ def _folders(path: Path) -> list[Path]:
 
 def _check_name(path: Path) -> None:
     """Names become classes and lines of text: no bytes that are not UTF-8, no line breaks."""
-    if any(unicodedata.category(c) in ("Cc", "Cs") for c in path.name):
+    if not is_plain(path.name):
         raise DataError(
             f"{path.parent} holds the name {os.fsencode(path.name)!r}, which is not UTF-8 or "
             f"has control characters; rename it"

@@ -30,6 +30,7 @@ KEYS = tuple(f"{split}_{what}" for split in SPLITS for what in ("images", "label
 CHUNK_BYTES = 4 << 20
 _MAX_HEADER = 10_000  # bytes, numpy's own limit
 _MAX_LABELS = 1000  # columns
+_MAX_LABEL_VALUES = 1 << 28  # they are held in memory, as 8 bytes each
 _MAX_PIXELS = 178_956_970  # of one image, Pillow's own limit
 _MAGIC = {
     (1, 0): ("<H", npy_format.read_array_header_1_0),
@@ -149,7 +150,7 @@ def open_npz(path: Path) -> NpzSource:
     has other arrays than uint8 images (N, H, W[, 3]) and integer labels (N[, L]).
     """
     if not path.is_file():
-        raise DataError(f"there is no file {path}")
+        raise DataError(f"there is no regular file {path}")
     try:
         with zipfile.ZipFile(path) as archive:
             files = archive.namelist()
@@ -277,6 +278,8 @@ def _check_label_member(
         raise DataError(f"{where} has shape {shape}, expected (N,), (N, 1) or (N, labels)")
     if shape[1:] > (_MAX_LABELS,):
         raise DataError(f"{where} has {shape[1]} columns, at most {_MAX_LABELS} are read")
+    if math.prod(shape) > _MAX_LABEL_VALUES:
+        raise DataError(f"{where} has shape {shape}, at most {_MAX_LABEL_VALUES:,} labels are read")
     if shape[0] != images.shape[0]:
         raise DataError(
             f"{where} has {shape[0]} rows, but {images.key} has {images.shape[0]} images; "

@@ -117,7 +117,10 @@ def _read_manifest(folder: Path) -> Prepared | None:
                 isinstance(f["sha256"], str) and type(f["bytes"]) is int for f in files.values()
             )
             and all(type(manifest["splits"][s]["samples"]) is int for s in SPLITS)
-            and all(isinstance(manifest["splits"][s]["counts"], list) for s in SPLITS)
+            and all(
+                [type(n) for n in manifest["splits"][s]["counts"]] == [int] * found.task.num_classes
+                for s in SPLITS
+            )
             and all(isinstance(note, str) for note in manifest["notes"])
             and all(isinstance(name, str) for name in (*found.task.classes, found.task.name))
             and (type(found.size), type(found.source_size), type(found.source)) == (int, int, str)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,13 +81,19 @@ def resolve(
     )
 
 
+def is_plain(name: str) -> bool:
+    """Whether a name can stand in a line of UTF-8: no other bytes, no control characters."""
+    return not any(unicodedata.category(c) in ("Cc", "Cs") for c in name)
+
+
 def _check_path(path: Path) -> None:
     """Raise unless something is at ``path``; for an unknown name the nearest is told."""
+    if not is_plain(str(path)):
+        raise DataError(
+            f"the path {os.fsencode(path)!r} is not UTF-8 or has control characters; rename it"
+        )
     try:
-        str(path).encode("utf-8")
         there = path.exists()
-    except UnicodeEncodeError as error:
-        raise DataError(f"the path {os.fsencode(path)!r} is not UTF-8; rename it") from error
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}") from error
     if not there:

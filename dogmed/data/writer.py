@@ -171,7 +171,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
     """The content of a JSON file that holds an object, or None when there is no such file."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return content if isinstance(content, dict) else None
 

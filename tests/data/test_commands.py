@@ -41,6 +41,10 @@ def test_verify_finds_damage(make_npz, cache, tmp_path, capsys):
     assert [x for x in lines if x.startswith("cut.npz") and "DAMAGED" in x and "truncated" in x]
     assert [x for x in lines if x.startswith("whole.npz") and "ok" in x]
     assert [x for x in lines if x.startswith("retinamnist.npz") and "variant, MD5" in x]
+    (whole.parent / "pipe.npz").symlink_to("/dev/null")
+    assert commands.data_verify(data_dir=whole.parent, **options) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert [x for x in lines if x.startswith("pipe.npz") and "not a regular file" in x]
     path = found.folder / "train_images.npy"
     content = bytearray(path.read_bytes())
     content[-1] ^= 1

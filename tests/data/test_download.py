@@ -29,7 +29,14 @@ class Handler(BaseHTTPRequestHandler):
             self.send_error(fault)
             return
         content, start = server.content, 0
-        if self.headers.get("Range") and fault != "no ranges":
+        if isinstance(fault, str) and fault.startswith("http"):
+            self.send_response(302)
+            self.send_header("Location", fault)
+            self.end_headers()
+            return
+        if fault == "part unasked":
+            self.send_response(206)
+        elif self.headers.get("Range") and fault != "no ranges":
             start = int(self.headers["Range"].removeprefix("bytes=").removesuffix("-"))
             if start >= len(content):
                 self.send_error(416)
@@ -40,7 +47,9 @@ class Handler(BaseHTTPRequestHandler):
             self.send_response(200)
         kind = "text/html" if fault == "html" else "application/octet-stream"
         self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(content) - start))
+        length = {"no number": "many", "no length": None}.get(fault, str(len(content) - start))
+        if length is not None:
+            self.send_header("Content-Length", length)
         self.end_headers()
         body = content[start:]
         if fault == "broken":  # the connection ends in the middle
@@ -136,6 +145,30 @@ def test_refusals_are_told_at_once(server, tmp_path, fault, words):
     line = str(caught.value)
     assert server.url in line and "--data-dir" in line and "\n" not in line
     assert len(server.requests) == 1 and "pathmnist.npz" not in names(tmp_path)
+
+
+@pytest.mark.parametrize("fault", ["no number", "no length", "part unasked"])
+def test_odd_answers_are_lived_with(server, tmp_path, fault):
+    server.plan = [fault]
+    assert fetch(server, tmp_path).read_bytes() == CONTENT
+    assert names(tmp_path) == ["pathmnist.npz"]
+
+
+def test_a_redirect_to_no_address(server, tmp_path):
+    server.plan = ["http://[bad"] * 3
+    with pytest.raises(DataError, match=r"failed.*--data-dir") as caught:
+        fetch(server, tmp_path)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_file_without_end_stops_before_the_disk_is_full(server, tmp_path, monkeypatch):
+    left = [10**12, 10**12, 10**6]
+    monkeypatch.setattr("dogmed.data.writer.free_space", lambda _: left.pop(0))
+    monkeypatch.setattr("dogmed.data.download._CHECK_BYTES", 100_000)
+    server.plan = ["no length"]
+    with pytest.raises(DataError, match=r"downloading pathmnist.npz needs .* 1.0 MB are free"):
+        fetch(server, tmp_path)
+    assert left == []
 
 
 def test_gives_up_after_three_tries_without_progress(server, tmp_path):

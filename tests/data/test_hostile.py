@@ -125,11 +125,17 @@ def test_names_that_are_not_utf8(make_npz, cache):
     one_line(path, cache, str(path), "damaged")
 
 
+def test_labels_of_very_many_rows(make_npz, cache):
+    path = make_npz()
+    content = dict(members(path))
+    content["val_labels.npy"] = npy(shape(f"({2**29}, 1)"))
+    one_line(rewrite(path, content.items()), cache, "at most 268,435,456 labels")
+
+
 def test_labels_of_very_many_columns(make_npz, cache):
     path = make_npz()
     content = dict(members(path))
-    header = b"{'descr': '|u1', 'fortran_order': False, 'shape': (24, 2000000)}\n"
-    content["train_labels.npy"] = npy(header, data=bytes(24 * 2_000_000))
+    content["train_labels.npy"] = npy(shape("(24, 2000000)"), data=bytes(24 * 2_000_000))
     rewrite(path, content.items(), zipfile.ZIP_DEFLATED)
     one_line(path, cache, "2000000 columns, at most 1000")
 
@@ -144,6 +150,7 @@ def folder(tmp_path):
     return root
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize("suffix", ["png", "tif", "jpg", "bmp"])
 def test_damaged_images(folder, cache, suffix):
     pixels = np.random.default_rng(0).integers(0, 256, (12, 12, 3), dtype=np.uint8)
@@ -169,9 +176,10 @@ def test_the_cause_is_told_and_other_formats_are_not_opened(folder, cache):
     path = folder / "val" / "ill" / "z.png"
     Image.fromarray(np.zeros((12, 12), np.uint8)).save(path, "GIF")
     one_line(folder, cache, f"{path} is not a readable image (cannot identify image file")
-    Image.fromarray(np.zeros((40, 40), np.uint8)).save(path)
-    path.write_bytes(path.read_bytes()[:60])
-    one_line(folder, cache, f"{path} is not a readable image (")
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 40), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+    path.write_bytes(path.read_bytes()[:800])
+    one_line(folder, cache, f"{path} is not a readable image (image file is truncated")
 
 
 def test_pipes_and_links(folder, cache):
@@ -200,6 +208,7 @@ def test_names_that_cannot_be_written(folder, cache, name):
 
 def test_paths_that_cannot_be_used(folder, cache, tmp_path):
     one_line(tmp_path / os.fsdecode(b"caf\xe9"), cache, "is not UTF-8")
+    one_line(tmp_path / "two\nlines.npz", cache, "control characters")
     one_line(tmp_path / ("x" * 300), cache, "cannot be read: File name too long")
     with pytest.raises(ConfigError):
         prepare("nowhere", size=12, cache_dir=cache)

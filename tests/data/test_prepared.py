@@ -42,6 +42,7 @@ CHANGES = {
     "size is text": replaced("size", "12"),
     "no splits": without("splits"),
     "samples": lambda m: m["splits"]["val"].update(samples=13),
+    "counts": lambda m: m["splits"]["val"].update(counts=[12]),
     "no notes": without("notes"),
     "another format": replaced("format", 0),
 }
