@@ -34,6 +34,8 @@ def score(kind: str, labels: ArrayLike, probabilities: ArrayLike) -> dict[str, A
     """Score predictions with the official metrics and the ones a clinician asks for next.
 
     - ``acc``, ``auc``: as ``medmnist.evaluator``; ``auc_classes`` counts the classes in the mean.
+    - ``auc_per_class``: a list, each class or label against the rest, of which ``auc`` is the mean;
+      None where the class is absent or alone. A binary task has one entry, that of P(y = 1).
     - ``balanced_accuracy``: mean recall over the classes present; multi-label: mean over labels of
       (sensitivity + specificity) / 2.
     - ``macro_f1``: mean over the classes that occur in the labels or in the decisions.
@@ -73,6 +75,7 @@ def score(kind: str, labels: ArrayLike, probabilities: ArrayLike) -> dict[str, A
         "acc": acc,
         "auc": _mean(a for a in aucs if a is not None),
         "auc_classes": sum(a is not None for a in aucs),
+        "auc_per_class": aucs,
         "balanced_accuracy": _plain(balanced),
         "macro_f1": _plain(f1),
         "recall_per_class": [_plain(r) for r in recall],

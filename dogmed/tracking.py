@@ -14,10 +14,11 @@ import json
 import logging
 import math
 import os
+import re
 import socket
 import sqlite3
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 from urllib.parse import quote, urlsplit
@@ -66,7 +67,7 @@ def quiet() -> None:
 
 def is_server(uri: str) -> bool:
     """Whether the store is behind a tracking server, which places artifacts itself."""
-    return urlsplit(uri).scheme in ("http", "https")
+    return uri.lower().startswith(("http://", "https://"))
 
 
 def _guarded(
@@ -236,7 +237,7 @@ class Run:
         if not self.lost:
             reason = str(error).strip().partition("\n")[0][:250] or type(error).__name__
             what = "cannot be used; the run goes on without it, and its own files stay complete"
-            logger.warning("MLflow at %s %s (%s)", shown(self.uri), what, reason)
+            logger.warning("MLflow at %s %s (%s)", shown(self.uri), what, shown(reason))
         self.lost = True
 
     @property
@@ -280,44 +281,42 @@ def open_store(uri: str, out: Path) -> MlflowClient:
 
 @functools.cache
 def store_errors() -> tuple[type[Exception], ...]:
-    """What a store that is down, locked, full or of another version raises."""
+    """What a store raises that is down, locked, full, of another version, without driver or none."""
     from alembic.util.exc import CommandError
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 
-    return MlflowException, SQLAlchemyError, CommandError, sqlite3.Error, OSError
+    database = (SQLAlchemyError, CommandError, sqlite3.Error)
+    return MlflowException, *database, OSError, ValueError, ImportError
 
 
 def shown(uri: str) -> str:
     """Print a store's address without the password it may hold."""
-    password = urlsplit(uri).password
-    return uri.replace(f":{password}@", ":***@", 1) if password else uri
+    return re.sub(r"(://[^:/?#@]*):(?:[^/?#]*|[^@]*)@", r"\1:***@", uri)
 
 
 def _probe(uri: str) -> None:
     """Fail at once where MLflow would try for minutes: a database that is down, locked or none."""
-    scheme = urlsplit(uri).scheme.partition("+")[0]
+    parts = urlsplit(uri)
+    scheme = parts.scheme.partition("+")[0]
     if scheme == "sqlite":
         path = Path(uri.partition(":///")[2])
         path.parent.mkdir(parents=True, exist_ok=True)
         with contextlib.closing(sqlite3.connect(path, timeout=STORE_SECONDS)) as connection:
             connection.execute("PRAGMA schema_version").fetchone()
-    elif scheme in DATABASE_PORTS and (host := urlsplit(uri).hostname):
-        port = urlsplit(uri).port or DATABASE_PORTS[scheme]
-        socket.create_connection((host, port), timeout=STORE_SECONDS).close()
+    elif scheme in DATABASE_PORTS and parts.hostname:
+        address = (parts.hostname, parts.port or DATABASE_PORTS[scheme])
+        socket.create_connection(address, timeout=STORE_SECONDS).close()
 
 
-@contextlib.contextmanager
-def _one_at_a_time(uri: str, out: Path) -> Iterator[None]:
+def _one_at_a_time(uri: str, out: Path) -> contextlib.AbstractContextManager[Any]:
     """Hold the lock under which a store without a server is set up."""
     if is_server(uri):
-        yield
-        return
+        return contextlib.nullcontext()
     from filelock import FileLock
 
     out.mkdir(parents=True, exist_ok=True)
-    with FileLock(out / "mlflow.lock", timeout=LOCK_SECONDS):
-        yield
+    return FileLock(out / "mlflow.lock", timeout=LOCK_SECONDS)
 
 
 def _experiment(client: MlflowClient, name: str, uri: str, out: Path) -> str:
@@ -330,9 +329,7 @@ def _experiment(client: MlflowClient, name: str, uri: str, out: Path) -> str:
         folder = (out / "mlartifacts" / quote(name, safe="")).resolve()
         try:
             return client.create_experiment(name, None if is_server(uri) else folder.as_uri())
-        except (
-            MlflowException
-        ):  # another client of the server was faster, unless there is still none
+        except MlflowException:  # another client of the server was faster, unless there is none
             if (found := client.get_experiment_by_name(name)) is None:
                 raise
             return str(found.experiment_id)

@@ -16,7 +16,9 @@ from collections.abc import Iterator
 from dataclasses import field
 from pathlib import Path
 from types import FrameType
-from typing import IO
+from typing import IO, Annotated
+
+from annotated_types import Ge, Le
 
 from dogmed.config import configclass, recipe
 from dogmed.errors import DataError, DogmedError
@@ -41,7 +43,7 @@ class UiConfig:
     """Where the runs are; MLFLOW_TRACKING_URI comes first."""
     host: str = "127.0.0.1"
     """Address to listen on. There is no password: a public address is open to everyone."""
-    port: int = 5000
+    port: Annotated[int, Ge(0), Le(65535)] = 5000
     """Port to listen on; a free one is taken when it is busy."""
 
 
@@ -70,7 +72,9 @@ def serve(out: Path, *, host: str = "127.0.0.1", port: int = 5000) -> None:
     if is_server(uri):
         print(comparison_url(uri, experiment))
         return
-    port = _free_port(host, port)
+    wanted, port = port, _free_port(host, port)
+    if wanted not in (0, port):
+        print(f"port {wanted} is busy, using {port}", flush=True)
     address = f"http://{'localhost' if host == '0.0.0.0' else host}:{port}"
     with (
         tempfile.TemporaryFile("w+") as log,
@@ -78,6 +82,7 @@ def serve(out: Path, *, host: str = "127.0.0.1", port: int = 5000) -> None:
         _server(uri, out, host, port, log) as server,
     ):
         try:
+            print("starting MLflow ...", flush=True)
             _wait_until_healthy(server, address, log)
             print(f"Compare the runs at {comparison_url(address, experiment)}", flush=True)
             print("Ctrl-C stops the server.", flush=True)
@@ -99,7 +104,7 @@ def _latest_experiment(uri: str, out: Path) -> str:
             experiments, order_by=["attributes.start_time DESC"], max_results=1
         )
     except store_errors() as error:
-        reason = str(error).partition("\n")[0]
+        reason = shown(str(error).partition("\n")[0])
         raise DataError(f"the MLflow store {shown(uri)} cannot be read: {reason}") from error
     if not runs:
         raise DataError(nothing)

@@ -47,6 +47,10 @@ def test_acc_and_auc_equal_medmnist_to_the_last_bit(kind, ties, seed):
     assert ours["acc"] == getACC(labels, p, OFFICIAL[kind])
     assert ours["auc"] == getAUC(labels, p, OFFICIAL[kind])
     assert ours["auc_classes"] == (1 if kind == "binary" else p.shape[1])
+    truth = labels if kind in ("binary", "multi-label") else labels == np.arange(p.shape[1])
+    columns = p[:, 1:] if kind == "binary" else p
+    expected = [sk.roc_auc_score(y, q) for y, q in zip(truth.T, columns.T, strict=True)]
+    assert ours["auc_per_class"] == expected
 
 
 def test_one_column_is_enough_for_a_binary_task():
@@ -121,6 +125,8 @@ def test_an_absent_class_is_left_out_and_counted(recwarn):
     expected = [sk.roc_auc_score(y == c, p[kept, c]) for c in range(9) if c != 4]
     assert ours["auc"] == pytest.approx(np.mean(expected))
     assert ours["auc_classes"] == 8
+    assert ours["auc_per_class"][4] is None
+    assert [a for a in ours["auc_per_class"] if a is not None] == pytest.approx(expected)
     assert ours["recall_per_class"][4] is None
     recalls = [r for r in ours["recall_per_class"] if r is not None]
     assert ours["balanced_accuracy"] == pytest.approx(np.mean(recalls))

@@ -212,6 +212,31 @@ def test_a_dead_server_is_one_warning(scheme, out, caplog, tmp_path):
     assert "127.0.0.1" in line and "\n" not in line and "secret" not in line
 
 
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "http://[bad",
+        "http://me:secret@a b",
+        "http://me:sec/ret@host",
+        "postgresql://h:abc/x",
+        "postgresql+psycopg9://me:secret@127.0.0.1:PORT/x",
+        "mysql://127.0.0.1:PORT/x",
+        "mssql://127.0.0.1:PORT/x",
+    ],
+)
+def test_an_address_that_is_none_or_has_no_driver_is_one_warning(uri, out, caplog):
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen()
+        uri = uri.replace("PORT", str(listening.getsockname()[1]))
+        run = Run.start(uri, "e", "n", params={}, tags={}, out=out)
+    run.log_metrics({"a": 1.0}, 1)
+    run.end("FINISHED")
+    assert run.lost and run.run_id is None and len(caplog.records) == 1
+    line = caplog.records[0].getMessage()
+    assert "\n" not in line and "secret" not in line and "sec/ret" not in line
+
+
 def test_a_server_that_dies_later_is_one_warning_and_marks_the_run(out, caplog, monkeypatch):
     monkeypatch.setattr("dogmed.tracking.STORE_SECONDS", 1)
     run = start(out)
@@ -278,7 +303,9 @@ def test_the_users_server_comes_first(out, monkeypatch):
 
 def test_passwords_are_not_shown():
     assert shown("postgresql://me:secret@host:5432/db") == "postgresql://me:***@host:5432/db"
-    assert shown("sqlite:////a/b.db") == "sqlite:////a/b.db"
+    assert shown("http://me:se@cr:et@host/x") == "http://me:***@host/x"
+    for plain in ("sqlite:////a/b.db", "http://localhost:5000/x", "postgresql://me@h/db"):
+        assert shown(plain) == plain
 
 
 def test_nothing_is_printed_and_mlflow_waits_for_its_use(tmp_path):

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from dogmed import config
-from dogmed.errors import DataError
+from dogmed.errors import ConfigError, DataError
 from dogmed.tracking import Run, default_uri
 from dogmed.ui import UiConfig, comparison_url, serve
 
@@ -52,6 +52,16 @@ def test_the_flags_have_the_recipes_folder():
     parsed = config.parse(UiConfig, ["--port", "6000"], prog="dogmed ui")
     assert parsed.out == Path(config.recipe("finetune/default")["out"])
     assert parsed.port == 6000
+    with pytest.raises(ConfigError, match="port: Input should be less than or equal to 65535"):
+        config.parse(UiConfig, ["--port", "70000"], prog="dogmed ui")
+
+
+@pytest.mark.parametrize("uri", ["http://[bad", "postgresql://h:abc/x"])
+def test_an_address_that_is_none_is_told_in_one_line(uri, tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    with pytest.raises(DataError, match="cannot be read: ") as error:
+        serve(tmp_path)
+    assert uri in str(error.value) and "\n" not in str(error.value)
 
 
 @pytest.mark.slow
@@ -71,6 +81,9 @@ def test_it_serves_the_runs_and_leaves_nothing_behind(stop, tmp_path):
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=dict(os.environ),
         )  # fmt: skip
         try:
+            busy_line = process.stdout.readline()
+            assert re.fullmatch(rf"port {port} is busy, using \d+\n", busy_line)
+            assert process.stdout.readline() == "starting MLflow ...\n"
             line = process.stdout.readline()
             address = re.search(r"http://127\.0\.0\.1:(\d+)", line)
             assert address, line + process.stdout.read()
