@@ -176,6 +176,8 @@ def _nothing_found(init: str, name: str, store: Path, path: Path) -> str:
     if init in RECIPES:
         command = f"dogmed pretrain --recipe {init} --model {name} --data IMAGENET"
         ways.append(f"versions that have 'dogmed pretrain' make it with: {command}")
+    if init in _PUBLISHED:
+        ways.append("published are those of convnextv2_* only: give --model convnextv2_atto")
     if _tags(name):
         ways.append("--init timm fetches what timm publishes for this model")
     return (
@@ -213,7 +215,7 @@ def _from_hub(repository: str) -> _Found:
         trained = config["architecture"]
         cfg = config.get("pretrained_cfg", config)
         data = _data_of(cfg)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         raise WeightsError(f"{source} has no config.json in timm's form: {error!r}") from error
     state, record, sha256 = read_weights(path)
     licence = cfg.get("license")

@@ -81,12 +81,15 @@ def reachable(url: str, timeout: float) -> bool:
         url: http or https.
         timeout: seconds, the look-up of the host's address included.
     """
-    parts = urlsplit(url)
-    host = parts.hostname or ""
-    proxy = urllib.request.getproxies().get(parts.scheme)
-    if proxy and not urllib.request.proxy_bypass(host):
-        parts = urlsplit(proxy if "//" in proxy else f"//{proxy}")
-    address = (parts.hostname or "", parts.port or (80 if parts.scheme == "http" else 443))
+    try:
+        parts = urlsplit(url)
+        host = parts.hostname or ""
+        proxy = urllib.request.getproxies().get(parts.scheme)
+        if proxy and not urllib.request.proxy_bypass(host):
+            parts = urlsplit(proxy if "//" in proxy else f"//{proxy}")
+        address = (parts.hostname or "", parts.port or (80 if parts.scheme == "http" else 443))
+    except ValueError:  # not an address, such as http://host:port
+        return False
     opened = threading.Event()
 
     def connect() -> None:

@@ -61,7 +61,8 @@ def load_into(
         Names in the model's classifier, or in that of ``state``, that were not taken.
 
     Raises:
-        WeightsError: anything outside the classifier is missing, left over or of another shape.
+        WeightsError: anything outside the classifier is missing, left over or of another shape, or
+            anything holds integers where the model has floating-point numbers, or the reverse.
     """
     own = model.state_dict()
     head = {n for n in (*own, *state) if n.startswith(tuple(_classifier_prefixes(model)))}
@@ -85,6 +86,13 @@ def load_into(
             f"the weights in {source} do not fit {architecture(model)}: "
             f"{_cause(model, state, trained, common, misshapen)}; tensors: {', '.join(said)}"
         )
+    shared = [n for n in own if n in state and own[n].shape == state[n].shape]
+    for name in shared:  # torch would convert without a word
+        if own[name].is_floating_point() != state[name].is_floating_point():
+            raise WeightsError(
+                f"the weights in {source} do not fit {architecture(model)}: {name} holds "
+                f"{state[name].dtype}, expected {own[name].dtype}"
+            )
     taken = {name: state[name] for name in common} | (
         {} if not_taken else {n: state[n] for n in head}
     )

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -29,6 +30,10 @@ from dogmed.errors import WeightsError
 FORMAT = 1
 _METADATA_KEY = "dogmed"
 _NESTED = ("state", "model", "state_dict", "model_state_dict")  # where training scripts put weights
+_DTYPES = (
+    torch.float32, torch.float64, torch.float16, torch.bfloat16,
+    torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool,
+)  # fmt: skip
 _WRAPPERS = ("module.", "_orig_mod.")  # DistributedDataParallel's and torch.compile's
 
 
@@ -191,8 +196,8 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], WeightsRecord | N
         Tensors by name, the record if there is one, and the tensors' sha256.
 
     Raises:
-        WeightsError: no such file; a damaged one; one that needs code or holds no weights; or
-            tensors that differ from their record.
+        WeightsError: no such file; a damaged one; one that needs code or holds no weights; tensors
+            that are not plain numbers, or that differ from their record.
     """
     path = Path(path)
     if not path.is_file():
@@ -206,6 +211,8 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], WeightsRecord | N
             raise WeightsError(f"cannot read weights from {path}: {reason(error)}") from error
     else:
         state = _strip(_find_tensors(_torch_load(path), path))
+    if odd := [f"{name}: {_kind(v)}" for name, v in state.items() if not _is_plain(v)]:
+        raise WeightsError(f"{path} holds tensors that are not plain numbers ({some(odd)})")
     sha256 = hash_tensors(state)
     if record is not None and record.sha256 != sha256:
         raise WeightsError(f"{path} is damaged: its tensors are not those of its record (sha256)")
@@ -259,12 +266,13 @@ def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
 def _parse_record(text: str, path: str | Path) -> WeightsRecord:
     try:
         content = json.loads(text)
-        version = content.get("format") if isinstance(content, dict) else None
-        if isinstance(version, int) and version > FORMAT:
-            raise WeightsError(f"{path}: record format {version} is newer than {FORMAT}: upgrade")
-        return pydantic.TypeAdapter(WeightsRecord).validate_python(content)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise WeightsError(f"{path}: its record cannot be read: {reason(error)}") from error
+    version = content.get("format") if isinstance(content, dict) else None
+    if isinstance(version, int) and version > FORMAT:
+        raise WeightsError(f"{path}: record format {version} is newer than {FORMAT}: upgrade")
+    try:
+        return pydantic.TypeAdapter(WeightsRecord).validate_python(content)
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
@@ -273,7 +281,9 @@ def _parse_record(text: str, path: str | Path) -> WeightsRecord:
 
 def _torch_load(path: Path) -> Any:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of old formats; what is wrong is said below
+            return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # reading a damaged pickle can fail in any way
         if code := _code_in(path):
             raise WeightsError(
@@ -294,11 +304,24 @@ def _code_in(path: Path) -> list[str]:
 
 
 def _find_tensors(content: Any, path: Path) -> dict[str, Tensor]:
-    while isinstance(content, dict) and content:
+    for _ in range(1 + len(_NESTED)):  # not for ever: a dict can hold itself
+        if not isinstance(content, dict) or not content:
+            break
         if all(isinstance(k, str) and isinstance(v, Tensor) for k, v in content.items()):
             return content
         content = next((content[key] for key in _NESTED if key in content), None)
     raise WeightsError(f"{path} holds no weights: expected tensors by name, or {some(_NESTED[1:])}")
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether a tensor's values are numbers in memory, of a type that models are made of."""
+    dense = tensor.layout is torch.strided and not tensor.is_nested and not tensor.is_meta
+    return dense and tensor.dtype in _DTYPES
+
+
+def _kind(tensor: Tensor) -> str:
+    where = "meta" if tensor.is_meta else "nested" if tensor.is_nested else tensor.layout
+    return f"{tensor.dtype}, {where}"
 
 
 def _strip(state: dict[str, Tensor]) -> dict[str, Tensor]:

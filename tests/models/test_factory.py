@@ -183,7 +183,11 @@ def test_other_options_are_told(store: Path) -> None:
     [
         (
             "imagenet600ep",
-            ["(did you mean 'imagenet50ep'?)", "dogmed pretrain --recipe imagenet600ep"],
+            [
+                "(did you mean 'imagenet50ep'?)",
+                "dogmed pretrain --recipe imagenet600ep",
+                "published are those of convnextv2_* only: give --model convnextv2_atto",
+            ],
         ),
         ("imagnet50ep", ["(did you mean 'imagenet50ep'?)", "(there for this model: imagenet50ep)"]),
         ("scrach", ["(did you mean 'scratch'?)"]),

@@ -112,7 +112,10 @@ def test_without_network(silent: str, ask: Callable[..., Path]) -> None:
 def test_reachable(server: str, silent: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert reachable(server, 5)
     assert not reachable(silent, 0.3)
+    assert not reachable("http://[bad", 5)
     monkeypatch.setenv("http_proxy", server)
     assert reachable("http://no-such-host.invalid", 5)
+    monkeypatch.setenv("http_proxy", "http://proxy:port")
+    assert not reachable("http://no-such-host.invalid", 5)
     monkeypatch.setenv("no_proxy", "no-such-host.invalid")
     assert not reachable("http://no-such-host.invalid", 5)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import pickle
 import subprocess
 import sys
+import warnings
 from collections import OrderedDict
 from pathlib import Path
 
@@ -244,6 +246,45 @@ def test_files_without_weights(tmp_path: Path, content: object) -> None:
         read_weights(tmp_path / "other.pt")
 
 
+@pytest.mark.parametrize(
+    ("tensor", "kind"),
+    [
+        (torch.eye(3).to_sparse(), "weight: torch.float32, torch.sparse_coo"),
+        (torch.empty(3, device="meta"), "weight: torch.float32, meta"),
+        (torch.zeros(3, dtype=torch.complex64), "weight: torch.complex64"),
+        (torch.zeros(3).to(torch.float8_e4m3fn), "weight: torch.float8_e4m3fn"),
+    ],
+)
+def test_tensors_that_are_not_plain_numbers(
+    tmp_path: Path, tensor: torch.Tensor, kind: str
+) -> None:
+    torch.save({"bias": torch.zeros(1), "weight": tensor}, tmp_path / "w.pt")
+    with pytest.raises(WeightsError, match="not plain numbers") as caught:
+        read_weights(tmp_path / "w.pt")
+    assert kind in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_nesting_without_end(tmp_path: Path) -> None:
+    content: dict = {"epoch": 1}
+    content["model"] = content
+    torch.save(content, tmp_path / "w.pt")
+    with pytest.raises(WeightsError, match="holds no weights"):
+        read_weights(tmp_path / "w.pt")
+    metadata = {"dogmed": "[" * 100_000}
+    safetensors.torch.save_file({"a": torch.zeros(1)}, tmp_path / "w.safetensors", metadata)
+    with pytest.raises(WeightsError, match="its record cannot be read") as caught:
+        read_weights(tmp_path / "w.safetensors")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_raw_pickle_is_refused_without_a_warning(tmp_path: Path) -> None:
+    (tmp_path / "w.pt").write_bytes(pickle.dumps({"weight": [1.0]}))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(WeightsError, match="cannot be read as weights"):
+            read_weights(tmp_path / "w.pt")
+
+
 def test_missing_file(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="no such file"):
         read_weights(tmp_path / "absent.safetensors")
@@ -339,6 +380,26 @@ def test_anything_else_is_refused(state, trained: str | None, message: str) -> N
         load_into(model, state(), source="weights.pt", trained=trained)
     assert "\n" not in str(caught.value)
     assert _same(model.state_dict(), before)
+
+
+@pytest.mark.parametrize("name", ["conv1.weight", "fc.weight", "bn1.num_batches_tracked"])
+def test_integers_are_no_floating_point_numbers(name: str) -> None:
+    trained, model = (timm.create_model("resnet18", num_classes=2) for _ in range(2))
+    before = {n: v.clone() for n, v in model.state_dict().items()}
+    state = trained.state_dict()
+    state[name] = state[name].int() if state[name].is_floating_point() else state[name].float()
+    with pytest.raises(WeightsError, match=f"{name} holds torch.*, expected torch"):
+        load_into(model, state, source="weights.pt")
+    assert _same(model.state_dict(), before)
+
+
+def test_other_widths_of_the_same_kind_are_taken() -> None:
+    model = timm.create_model("resnet18", num_classes=2)
+    state = {n: v.clone() for n, v in model.state_dict().items()}
+    narrow = {n: v.half() if v.is_floating_point() else v.int() for n, v in state.items()}
+    assert load_into(model, narrow, source="x") == ()
+    for n, value in model.state_dict().items():
+        assert value.dtype == state[n].dtype and torch.equal(value, narrow[n].to(value.dtype))
 
 
 def test_loaded_in_one_line() -> None:
