@@ -15,19 +15,27 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, TypeVar, cast, dataclass_transform
+from typing import Any, TypeVar, cast, dataclass_transform, get_args, get_type_hints
 
 import yaml
 
 from dogmed.errors import ConfigError, nearest
+from dogmed.yamlfile import parse_yaml, shown
 
 T = TypeVar("T")
+
+_ALIASES = {"learning-rate": "lr", "wd": "weight-decay"}
+_KINDS = {
+    "FLOAT FLOAT": "two numbers",
+    "FLOAT": "a number",
+    "INT": "a whole number",
+}  # tyro's names
 
 
 @dataclass_transform(kw_only_default=True, frozen_default=True)
 def configclass(cls: type[T]) -> type[T]:
-    """Make ``cls`` a frozen, keyword-only dataclass that pydantic validates without unknown keys."""
-    cls.__pydantic_config__ = {"extra": "forbid"}  # type: ignore[attr-defined]
+    """Make ``cls`` a frozen, keyword-only dataclass, validated without unknown keys, NaN and inf."""
+    cls.__pydantic_config__ = {"extra": "forbid", "allow_inf_nan": False}  # type: ignore[attr-defined]
     return dataclasses.dataclass(frozen=True, kw_only=True)(cls)
 
 
@@ -41,7 +49,7 @@ def recipe(name: str) -> dict[str, Any]:
     file = root.joinpath(f"{name}.yaml")
     if not file.is_file():
         raise ConfigError(f"no recipe '{name}' is shipped with dogmed")
-    return _parse_yaml(file.read_text(), f"recipe {name}")
+    return parse_yaml(file.read_text(), f"recipe {name}")
 
 
 def read_yaml(path: Path | str) -> dict[str, Any]:
@@ -54,7 +62,7 @@ def read_yaml(path: Path | str) -> dict[str, Any]:
         text = Path(path).read_text()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"--config {path}: cannot be read ({error})") from None
-    return _parse_yaml(text, f"--config {path}")
+    return parse_yaml(text, f"--config {path}")
 
 
 def build(cls: type[T], values: Mapping[str, Any], *, where: str = "config") -> T:
@@ -67,11 +75,11 @@ def build(cls: type[T], values: Mapping[str, Any], *, where: str = "config") -> 
 
     _refuse_unknown(cls, values, where)
     try:
-        return pydantic.TypeAdapter(cls).validate_python(dict(values))
+        return pydantic.TypeAdapter(cls).validate_python(_settle_booleans(cls, values, where))
     except pydantic.ValidationError as error:
         problems = [
             f"{'.'.join(str(part) for part in _field_path(cls, d['loc']))}: {d['msg']}"
-            + ("" if d["type"] == "missing" else f" (got {d['input']!r})")
+            + ("" if d["type"] == "missing" else f" (got {shown(d['input'])})")
             for d in error.errors()
         ]
         raise ConfigError(f"{where}: " + "; ".join(problems)) from None
@@ -94,18 +102,18 @@ def parse(
         ConfigError: an unknown flag (the nearest is named), a wrong value or a wrong key in the file.
     """
     argv, config_file = _take_config_flag(argv)
+    where = f"--config {config_file}" if config_file is not None else "defaults"
     values = dict(base or {})
     if config_file is not None:
         overrides = read_yaml(config_file)
-        _refuse_unknown(cls, overrides, f"--config {config_file}")
-        values = merge(values, overrides)
+        _refuse_unknown(cls, overrides, where)
+        values = _settle_booleans(cls, merge(values, overrides), where)
     required = [name for name in _required(cls) if name not in values]
     if required:
         import tyro
 
         default = cls(**values, **dict.fromkeys(required, tyro.MISSING))
     else:
-        where = f"--config {config_file}" if config_file is not None else "defaults"
         default = build(cls, values, where=where)
     _refuse_unknown_flags(cls, argv)
     parsed = _run_tyro(cls, argv, default, prog, summary)
@@ -157,28 +165,37 @@ def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-def _parse_yaml(text: str, where: str) -> dict[str, Any]:
-    try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f" at line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or error
-        raise ConfigError(f"{where}: not valid YAML{line}: {problem}") from None
-    if values is None:
-        return {}
-    if not isinstance(values, dict):
-        raise ConfigError(
-            f"{where}: expected 'option: value' lines, found a {type(values).__name__}"
-        )
-    return values
+def _settle_booleans(
+    cls: type, values: Mapping[str, Any], where: str, prefix: str = ""
+) -> dict[str, Any]:
+    """Read YAML's booleans as the words on and off where those are choices; elsewhere refuse them.
+
+    YAML reads an unquoted ``off`` as false, and pydantic would take true for the number 1.
+    """
+    hints, groups, settled = get_type_hints(cls), _groups(cls), dict(values)
+    for key, value in values.items():
+        if key in groups and isinstance(value, Mapping):
+            settled[key] = _settle_booleans(groups[key], value, where, f"{prefix}{key}.")
+        elif isinstance(value, bool) and {"on", "off"} & _inside(hints.get(key)):
+            settled[key] = "on" if value else "off"
+        elif bool not in _inside(hints.get(key)) and any(
+            isinstance(item, bool) for item in (value if isinstance(value, list) else [value])
+        ):
+            raise ConfigError(
+                f"{where}: {prefix}{key}: expected no boolean (got {shown(value)}); YAML reads on, "
+                "off, yes and no as booleans: quote the word if that is meant"
+            )
+    return settled
+
+
+def _inside(hint: Any) -> set[Any]:
+    """A type and all that it is made of: members of unions, words of literals."""
+    return {hint}.union(*map(_inside, get_args(hint)))
 
 
 def _groups(cls: type) -> dict[str, type]:
     """The fields of ``cls`` that are configuration classes themselves."""
-    import typing
-
-    hints = typing.get_type_hints(cls)
+    hints = get_type_hints(cls)
     names = [field.name for field in dataclasses.fields(cls)]
     return {name: hints[name] for name in names if dataclasses.is_dataclass(hints[name])}
 
@@ -218,9 +235,22 @@ def _refuse_unknown(cls: type, values: Mapping[str, Any], where: str, prefix: st
     known = {field.name for field in dataclasses.fields(cls)} | set(leaves)
     for key, value in values.items():
         if key not in known:
-            raise ConfigError(f"{where}: unknown key '{prefix}{key}'" + nearest(key, [*known]))
+            raise ConfigError(
+                f"{where}: unknown key '{prefix}{key}'" + _suggest(key, sorted(known))
+            )
+        group, _, name = key.partition(".")
+        if name and isinstance(values.get(group), Mapping) and name in values[group]:
+            raise ConfigError(f"{where}: '{prefix}{key}' is given twice, once inside '{group}'")
         if key in groups and isinstance(value, Mapping):
             _refuse_unknown(groups[key], value, where, f"{prefix}{key}.")
+
+
+def _suggest(name: str, choices: Sequence[str]) -> str:
+    """Name the choice that is meant: one of that name in a group, else the nearest."""
+    word = name.removeprefix("--").replace("_", "-")
+    last = _ALIASES.get(word, word)
+    same = [c for c in choices if c.rpartition(".")[2].replace("_", "-") == last]
+    return f" (did you mean '{min(same, key=len)}'?)" if same else nearest(name, choices)
 
 
 def _take_config_flag(argv: Sequence[str]) -> tuple[list[str], str | None]:
@@ -246,7 +276,7 @@ def _refuse_unknown_flags(cls: type, argv: Sequence[str]) -> None:
     for word in argv:
         flag = word.partition("=")[0].replace("_", "-")
         if flag.startswith("--") and flag not in accepted:
-            raise ConfigError(f"unknown option {word}" + nearest(flag, [*known, "--config"]))
+            raise ConfigError(f"unknown option {word}" + _suggest(flag, [*known, "--config"]))
 
 
 def _run_tyro(cls: type[T], argv: Sequence[str], default: T, prog: str, summary: str) -> T:
@@ -274,6 +304,17 @@ def _one_line(box: str, argv: Sequence[str]) -> str:
     words = re.split(r"For full helptext|Argument helptext", words)[0]
     line = re.sub(r"\s+", " ", words).strip() or f"the options cannot be read: {' '.join(argv)}"
     line = re.sub(r"^(Value error|Invalid choice|Missing argument|Parsing error) ", "", line)
+    number = re.search(
+        r"^Error parsing (--\S+): (?:no type matching (.*?) could be instantiated from \[(.*?)\]\. "
+        r"|(?:(invalid literal for int)|could not convert string to float).*?: (.*))",
+        line,
+    )
+    if number:
+        flag, kinds, values, whole, value = number.groups()
+        kinds = kinds or ("INT" if whole else "FLOAT")
+        options = [kind.strip("{}") for kind in reversed(kinds.split("|"))]
+        expected = " or ".join(_KINDS.get(option, option) for option in options)
+        return f"{flag}: expected {expected}, got {values or value}"
     wrong = re.search(r"invalid choice '(.*?)' for argument .*Expected one of \((.*)\)", line)
     if wrong:
         line += nearest(wrong[1], re.findall(r"'(.*?)'", wrong[2]))

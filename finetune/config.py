@@ -9,7 +9,9 @@ from annotated_types import Ge, Gt, Le, Lt
 
 from dogmed.config import configclass
 
-Positive = Annotated[int, Gt(0)]
+Count = Annotated[int, Gt(0), Le(1_000_000)]
+Side = Annotated[int, Gt(0), Le(16_384)]
+Rate = Annotated[float, Gt(0), Le(1e3)]
 Share = Annotated[float, Ge(0), Le(1)]
 
 
@@ -19,9 +21,9 @@ class OptimConfig:
 
     name: str
     """timm's name of the optimizer."""
-    lr_base: Annotated[float, Gt(0)]
+    lr_base: Rate
     """Peak learning rate for a batch of 256; scaled by batch-size/256."""
-    lr: Annotated[float, Gt(0)] | None
+    lr: Rate | None
     """Peak learning rate as it is, in place of the scaled lr-base."""
     weight_decay: Annotated[float, Ge(0)]
     """Decoupled weight decay; never applied to DoGConv parameters, norms, GRN and biases."""
@@ -29,9 +31,9 @@ class OptimConfig:
     """Decay rates of Adam's two moments; None for an optimizer that has none."""
     schedule: Literal["cosine", "linear", "constant"]
     """Course of the learning rate, per step."""
-    warmup_epochs: Annotated[float, Ge(0)]
+    warmup_epochs: Annotated[float, Ge(0), Le(1e6)]
     """Epochs of linear warm-up."""
-    min_lr: Annotated[float, Ge(0)]
+    min_lr: Annotated[float, Ge(0), Le(1e3)]
     """Learning rate at the end of the cosine."""
     clip_grad: Annotated[float, Gt(0)] | None
     """Largest gradient norm; None does not clip."""
@@ -69,9 +71,9 @@ class EvalConfig:
 
     select: Literal["auc", "acc", "loss", "last"]
     """Validation figure that picks the best epoch."""
-    batch_size: Positive
+    batch_size: Count
     """Images a step in evaluation; no influence on the result beyond rounding."""
-    resamples: Annotated[int, Ge(0)]
+    resamples: Annotated[int, Ge(0), Le(1_000_000)]
     """Bootstrap resamples behind the 95% intervals; 0 for none."""
 
 
@@ -97,15 +99,15 @@ class FinetuneConfig:
     """dognext_*, convnextv2_*, resnet18, resnet50 or any timm model."""
     init: str
     """scratch, a named pretraining (imagenet50ep, imagenet600ep), a .safetensors/.pt file, or hf-hub:ORG/NAME."""
-    size: Positive
+    size: Side
     """Image side in pixels; official tasks come at 28, 64, 128, 224."""
-    upsample_from: Positive | None
+    upsample_from: Side | None
     """Enlarge the official files of this size (28) instead of using those of --size."""
-    epochs: Positive
+    epochs: Count
     """Passes over the training split."""
-    batch_size: Positive
+    batch_size: Count
     """Images a step, over all devices together."""
-    seed: Annotated[int, Ge(0)]
+    seed: Annotated[int, Ge(0), Le(2**63 - 1)]
     """Seed of initialisation, order, flips, drop path and subset."""
     train_fraction: Annotated[float, Gt(0), Le(1)]
     """Share of the training split to use, drawn by seed and stratified by class."""

@@ -74,6 +74,17 @@ def test_a_resolved_configuration_reads_back_equal(tmp_path: Path) -> None:
     assert yaml.safe_load(file.read_text())["data_dir"] == str(Path("some/where"))
 
 
+@pytest.mark.parametrize("word", ["off", "no", "false", "'off'"])
+def test_off_may_stand_unquoted_in_a_file(tmp_path: Path, word: str) -> None:
+    file = tmp_path / "my.yaml"
+    file.write_text(f"tracking: {word}\ncompile: {word}\ndry_run: {word.strip(chr(39))}\n")
+    parsed = parse("--config", str(file))
+    assert (parsed.tracking, parsed.compile, parsed.dry_run) == ("off", "off", False)
+    file.write_text("compile: on\ndry_run: on\n")
+    parsed = parse("--config", str(file))
+    assert (parsed.compile, parsed.dry_run) == ("on", True)
+
+
 def test_booleans_are_switches() -> None:
     assert parse("--dry-run").dry_run is True
     assert parse("--dry-run", "--no-dry-run").dry_run is False
@@ -84,7 +95,26 @@ def test_booleans_are_switches() -> None:
     [
         (["--epoch", "3"], ["--epoch", "did you mean '--epochs'"]),
         (["--optim.lrr", "3"], ["did you mean '--optim.lr'"]),
-        (["--epochs", "x"], ["--epochs", "'x'"]),
+        (["--lr", "3"], ["unknown option --lr (did you mean '--optim.lr'?)"]),
+        (["--learning-rate=3"], ["(did you mean '--optim.lr'?)"]),
+        (["--weight_decay", "3"], ["(did you mean '--optim.weight-decay'?)"]),
+        (["--wd", "3"], ["(did you mean '--optim.weight-decay'?)"]),
+        (["--label-smoothing", "3"], ["(did you mean '--loss.label-smoothing'?)"]),
+        (["--epochs", "five"], ["--epochs: expected a whole number, got 'five'"]),
+        (["--epochs", "1.5"], ["--epochs: expected a whole number, got '1.5'"]),
+        (["--augment.hflip", "x"], ["--augment.hflip: expected a number, got 'x'"]),
+        (["--optim.lr", "x"], ["--optim.lr: expected a number or None, got 'x'"]),
+        (["--upsample-from", "x"], ["--upsample-from: expected a whole number or None, got 'x'"]),
+        (
+            ["--optim.betas", "a", "b"],
+            ["--optim.betas: expected two numbers or None, got 'a', 'b'"],
+        ),
+        (["--seed", str(2**63)], ["seed", "less than or equal to 9223372036854775807"]),
+        (["--optim.warmup-epochs", "inf"], ["optim.warmup_epochs", "finite number"]),
+        (["--optim.weight-decay", "nan"], ["optim.weight_decay", "finite number"]),
+        (["--optim.lr", "1001"], ["optim.lr", "less than or equal to 1000"]),
+        (["--eval.resamples", "1000001"], ["eval.resamples", "less than or equal to 1000000"]),
+        (["--size", "100000"], ["size", "less than or equal to 16384"]),
         (["--epochs", "0"], ["epochs", "greater than 0", "got 0"]),
         (["--train-fraction", "1.5"], ["train_fraction", "less than or equal to 1"]),
         (["--cache", "dsk"], ["--cache", "'dsk'", "did you mean 'disk'"]),
@@ -112,6 +142,29 @@ def test_wrong_flags_are_told_in_one_line(argv: list[str], said: list[str]) -> N
         ("epochs: many", "epochs: Input should be a valid integer"),
         ("optim: {lr: -1}", "optim.lr: Input should be greater than 0"),
         ("optim: 3", "optim"),
+        ("label_smoothing: 0.1", "unknown key 'label_smoothing' (did you mean 'loss.label_smo"),
+        ("optim: {learning_rate: 1}", "unknown key 'optim.learning_rate' (did you mean 'lr'?)"),
+        ("epochs: 1\nepochs: 2", "at line 2: 'epochs' is given twice"),
+        ("optim: {lr: 1, lr: 2}", "at line 1: 'lr' is given twice"),
+        ("optim.lr: 1\noptim: {lr: 2}", "'optim.lr' is given twice"),
+        ("on: 1", "at line 1: the name of an option must be a word"),
+        ("epochs: true", "epochs: expected no boolean (got True)"),
+        ("optim: {lr: yes}", "optim.lr: expected no boolean (got True)"),
+        ("optim.betas: [no, 0.9]", "optim.betas: expected no boolean (got [False, 0.9])"),
+        ("task: off", "task: expected no boolean (got False)"),
+        ("tracking: on", "tracking: Input should be 'mlflow' or 'off' (got 'on')"),
+        ("optim.lr: .nan", "optim.lr: Input should be a finite number (got nan)"),
+        ("model: 2020-13-45", "at line 1: '2020-13-45' is not a valid timestamp"),
+        ("seed: !!int 'x'", "'x' is not a valid int"),
+        ("seed: !!int ''", "'' is not a valid int"),
+        ("seed: !!float 'x'", "'x' is not a valid float"),
+        ("seed: !!bool 'x'", "'x' is not a valid bool"),
+        ("seed: !!timestamp 'x'", "'x' is not a valid timestamp"),
+        ("seed: " + "1" * 5000, "is not a valid int"),
+        ("seed: 0x" + "f" * 5000, "(got a huge number)"),
+        ("seed: " + "[" * 3000, "not valid YAML: nested too deeply"),
+        ("optim: {betas: &x [*x, *x]}", "optim.betas.0: Input should be a valid number"),
+        ("model: \0", "unacceptable character #x0000"),
         ("a: [1", "not valid YAML at line"),
         ("- a", "expected 'option: value' lines"),
     ],
@@ -121,6 +174,6 @@ def test_wrong_files_are_told_in_one_line(tmp_path: Path, text: str, said: str) 
     file.write_text(text)
     with pytest.raises(ConfigError) as caught:
         parse("--config", str(file))
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
     assert said in str(caught.value)
     assert "bad.yaml" in str(caught.value)
