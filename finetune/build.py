@@ -17,7 +17,7 @@ from dogmed.data.progress import Progress
 from dogmed.data.store import Plan, Prepared, plan, prepare
 from dogmed.distributed import World
 from dogmed.errors import ConfigError, DataError
-from dogmed.finetune.config import FinetuneConfig
+from dogmed.finetune.config import FinetuneConfig, data_options
 from dogmed.models import build_model
 from dogmed.models.cost import count_macs
 from dogmed.models.loading import Loaded
@@ -38,12 +38,6 @@ class Network:
 
 
 SPLITS = ("train", "val", "test")
-
-
-def data_options(config: FinetuneConfig) -> dict[str, Any]:
-    """The options that say which data, as ``dogmed.data.store`` takes them."""
-    names = ("task", "size", "data", "data_dir", "cache_dir", "kind", "upsample_from")
-    return {name: getattr(config, name) for name in names}
 
 
 def prepare_data(config: FinetuneConfig, progress: Progress) -> Prepared:

@@ -7,7 +7,7 @@ from typing import Any
 
 from dogmed.data.store import plan
 from dogmed.errors import ConfigError
-from dogmed.finetune.config import FinetuneConfig
+from dogmed.finetune.config import FinetuneConfig, data_options
 
 
 def command(**options: Any) -> None:
@@ -15,15 +15,8 @@ def command(**options: Any) -> None:
     config = FinetuneConfig(**options)
     if not config.task:
         raise ConfigError("which task? for example --task breastmnist; dogmed data list shows all")
-    plan(  # for what it refuses: torch takes seconds to load, a misspelt task need not wait for it
-        config.task,
-        size=config.size,
-        data=config.data,
-        data_dir=config.data_dir,
-        cache_dir=config.cache_dir,
-        kind=config.kind,
-        upsample_from=config.upsample_from,
-    )
+    # for what it refuses: torch takes seconds to load, a misspelt task need not wait for it
+    plan(**data_options(config))
     if sys.stderr.isatty():
         print("loading PyTorch, timm and MONAI ...", file=sys.stderr, flush=True)
     from dogmed.finetune.run import finetune

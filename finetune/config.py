@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
 
@@ -137,3 +137,9 @@ class FinetuneConfig:
     augment: AugmentConfig
     eval: EvalConfig
     checkpoint: CheckpointConfig
+
+
+def data_options(config: FinetuneConfig) -> dict[str, Any]:
+    """The options that say which data, as ``dogmed.data.store`` takes them."""
+    names = ("task", "size", "data", "data_dir", "cache_dir", "kind", "upsample_from")
+    return {name: getattr(config, name) for name in names}
