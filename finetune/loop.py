@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from ignite.engine import Events
 from monai.engines import SupervisedEvaluator, SupervisedTrainer
-from monai.engines.utils import IterationEvents
 from monai.utils.enums import CommonKeys
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -106,54 +105,52 @@ class Loop:
         self.progress = Progress()
         self.extra_state: dict[str, Any] = {}  # what the caller wants saved with every checkpoint
         self.lr = float("nan")  # of the last step taken
-        self.loss_sum = torch.zeros((), dtype=torch.float64, device=world.device)
-        self.bad_step = torch.zeros((), dtype=torch.int64, device=world.device)
+        self.losses = torch.zeros(
+            len(self.train_batches), dtype=torch.float64, device=world.device
+        )  # of this epoch's steps, each summed over this process's images
+        self.autocast = torch.autocast(
+            world.device.type, torch.bfloat16, enabled=world.device.type == "cuda"
+        )
         self.trainer = self._build_trainer()
 
     def _build_trainer(self) -> SupervisedTrainer:
-        amp = self.world.device.type == "cuda"
         trainer = SupervisedTrainer(
             device=self.world.device,
             max_epochs=self.settings.epochs,
             train_data_loader=self.train_batches,
             network=self.network,
             optimizer=self.optimizer,
-            loss_function=self._loss,
-            prepare_batch=_prepare_batch,
+            loss_function=self.objective.loss,
+            # MONAI's own step fires four events and sets every module's mode, half of a small
+            # step's cost, and under bfloat16 insists on a gradient scaler
+            iteration_update=self._train_step,
             decollate=False,  # MONAI's default copies every sample to the host, every step
-            optim_set_to_none=True,
-            amp=amp,
-            amp_kwargs={"dtype": torch.bfloat16} if amp else None,
         )
-        if amp:  # bfloat16 needs no loss scaling, but MONAI skips autocast when there is no scaler
-            trainer.scaler = torch.amp.GradScaler("cuda", enabled=False)
         trainer.logger.setLevel("CRITICAL")  # errors are told once, by whoever catches them
-        if self.settings.clip_grad is not None:
-            trainer.add_event_handler(IterationEvents.BACKWARD_COMPLETED, self._clip)
         return trainer
 
-    def _loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Mean loss of the global batch, written as this process's share of it.
+    def _train_step(self, trainer: Any, batch: dict[str, torch.Tensor]) -> None:
+        """One step of the optimizer; nothing in it waits for the device.
 
+        The loss is the mean over the global batch, written as this process's share of it:
         DistributedDataParallel averages gradients over processes, so each scales its sum by their
         number; a last batch that does not divide evenly is then weighted as one process would.
         """
-        losses = self.objective.loss(logits, labels, reduction="none")  # (B,)
-        total = losses.sum()
-        state = self.trainer.state
-        self.loss_sum += total.detach()
-        first = torch.where(self.bad_step == 0, state.iteration, self.bad_step)
-        self.bad_step = torch.where(torch.isfinite(total.detach()), self.bad_step, first)
-        step = (state.iteration - 1) % len(self.train_batches)
-        return total * (self.world.size / self._images_in(step))
+        step = self.progress.step
+        self.optimizer.zero_grad(set_to_none=True)
+        with self.autocast:
+            logits = self.network(batch["image"]).float()
+        total = self.objective.loss(logits, batch["label"], reduction="none").sum()
+        (total * (self.world.size / self._images_in(step))).backward()
+        if self.settings.clip_grad is not None:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip_grad)
+        self.optimizer.step()
+        self.losses[step] = total.detach()
 
     def _images_in(self, step: int) -> int:
         """Images of the global batch of one step of the epoch."""
         batches = self.train_batches
         return min(batches.batch_size, len(batches.index) - step * batches.batch_size)
-
-    def _clip(self) -> None:
-        nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip_grad)
 
     # ---- the course of a run ------------------------------------------------------------------
 
@@ -188,6 +185,7 @@ class Loop:
         clock = {"saved": time.monotonic(), "lap": time.monotonic()}
 
         def start_epoch() -> None:
+            self.network.train()
             self.train_batches.set_epoch(progress.epoch, start_step=progress.step)
             clock["lap"] = time.monotonic()
 
@@ -240,22 +238,23 @@ class Loop:
         return self.world.size == 1 or self.progress.step % AGREE_STEPS == 0
 
     def _check_loss(self, last_step: bool) -> None:
-        on_cpu = self.world.device.type == "cpu"
-        if not (on_cpu or last_step or self.progress.step % LOSS_CHECK_STEPS == 0):
+        on_cpu, step = self.world.device.type == "cpu", self.progress.step
+        if on_cpu and step and math.isfinite(self.losses[step - 1].item()):
             return
-        bad = int(self.bad_step)
-        if bad:
-            epoch, step = divmod(bad - 1, len(self.train_batches))
+        if not (on_cpu or last_step or step % LOSS_CHECK_STEPS == 0):
+            return
+        bad = torch.isfinite(self.losses[:step]).logical_not().nonzero()
+        if len(bad):
             raise TrainingError(
-                f"the loss is not finite in epoch {epoch + 1}, step {step + 1} of "
-                f"{len(self.train_batches)}, at learning rate {self.lr:.3g}. Lower --optim.lr-base or "
+                f"the loss is not finite in epoch {self.progress.epoch + 1}, step {int(bad[0]) + 1} "
+                f"of {len(self.losses)}, at learning rate {self.lr:.3g}. Lower --optim.lr-base or "
                 "set --optim.clip-grad 1, and start over with --resume never"
             )
 
     def _close_epoch(self) -> tuple[dict[str, Any], float]:
         progress, batches = self.progress, self.train_batches
         count = min(len(batches.index), len(batches) * batches.batch_size)
-        train_loss = float(self.world.sum(self.loss_sum.clone())) / count
+        train_loss = float(self.world.sum(self.losses.sum())) / count
         train_seconds, started = progress.epoch_seconds, time.monotonic()
         prediction = self.predict(self.val_batches)
         val_loss = self.loss_of(prediction)
@@ -264,7 +263,6 @@ class Loop:
         progress.epoch += 1
         progress.step = 0
         progress.epoch_seconds = 0.0
-        self.loss_sum.zero_()
         row = {
             "epoch": progress.epoch,
             "train_loss": train_loss,
@@ -327,7 +325,7 @@ class Loop:
     def save(self, path: Path) -> None:
         """Write everything that the rest of the run depends on (all processes take part)."""
         self._check_loss(last_step=True)
-        mine = {"rng": checkpoint.rng_state(), "loss_sum": float(self.loss_sum)}
+        mine = {"rng": checkpoint.rng_state(), "losses": self.losses[: self.progress.step].cpu()}
         ranks = self.world.gather(mine)
         if not self.world.is_main:
             return
@@ -359,7 +357,7 @@ class Loop:
         self.scheduler.load_state_dict(state["scheduler"])
         self.progress = Progress(**state["progress"])
         mine = state["ranks"][self.world.rank]
-        self.loss_sum.fill_(mine["loss_sum"])
+        self.losses[: self.progress.step] = mine["losses"].to(self.world.device)
         checkpoint.set_rng_state(mine["rng"])
 
 
