@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 
+from dogmed import config as configuration
 from dogmed.data.loader import train_steps
 from dogmed.data.progress import human
 from dogmed.distributed import find_device
 from dogmed.finetune import build
 from dogmed.finetune.config import FinetuneConfig
-from dogmed.finetune.folder import RunFolder
+from dogmed.finetune.folder import FinetuneFolder
 from dogmed.models.cost import activation_bytes, count_parameters, describe_cost
 
 
@@ -36,10 +37,10 @@ def describe(config: FinetuneConfig) -> str:
     on_disk = (2 * 3 + 1 + (config.tracking == "mlflow")) * parameters * 4
     per_image = activation_bytes(model, config.size)
     batch = min(config.batch_size, train)
-    run = RunFolder.of(config, data.task.name, data.source)
+    run = FinetuneFolder.of(config, data.task.name, data.source)
     state = "begins"
     if config.resume == "auto":
-        run.refuse_other_settings(config)
+        run.refuse_other_settings(configuration.to_dict(config))
     if config.resume == "auto" and run.done() is not None:
         state = "is finished already"
     elif config.resume == "auto" and run.last.is_file():

@@ -2,37 +2,30 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import platform
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import nn
 
-from dogmed import __version__, metrics, stats
+from dogmed import metrics, stats
+from dogmed.console import duration
 from dogmed.data.loader import Batches
 from dogmed.distributed import World
-from dogmed.finetune.console import duration
-from dogmed.finetune.folder import RunFolder
+from dogmed.finetune.folder import FinetuneFolder
 from dogmed.finetune.loop import Loop
 from dogmed.metrics import write_predictions
 from dogmed.models.weights import read_weights
 
 __all__ = [
     "draw",
+    "epoch_line",
     "load_best",
-    "peak_memory",
-    "provenance",
     "score_split",
     "summary",
+    "trivial_accuracy",
     "write_predictions",
 ]
-
-LIBRARIES = ("torch", "timm", "monai", "medmnist", "numpy", "scikit-learn")
 
 
 def score_split(loop: Loop, batches: Batches, resamples: int) -> tuple[dict[str, Any], Any, Any]:
@@ -63,7 +56,7 @@ def load_best(model: nn.Module, path: Path, world: World) -> None:
 
 
 def draw(
-    folder: RunFolder,
+    folder: FinetuneFolder,
     rows: list[dict[str, Any]],
     kind: str,
     classes: tuple[str, ...],
@@ -82,28 +75,14 @@ def draw(
     return [curves, confusion, roc]
 
 
-def peak_memory(device: torch.device) -> dict[str, int]:
-    """Largest memory of this process so far, in bytes, on the host and on the device."""
-    import resource
-
-    unit = 1 if sys.platform == "darwin" else 1024
-    peak = {"host_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
-    if device.type == "cuda":
-        peak["device_bytes"] = torch.cuda.max_memory_allocated(device)
-    return peak
-
-
-def provenance(device: torch.device) -> dict[str, Any]:
-    """Versions, commit and machine: what one needs to know to run it again."""
-    versions = {"dogmed": __version__, "python": platform.python_version()}
-    versions |= {name: importlib.metadata.version(name) for name in LIBRARIES}
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name()
-    return {
-        "versions": versions,
-        "git_commit": _git_commit(),
-        "device": name,
-        "threads": torch.get_num_threads(),
-    }
+def epoch_line(row: dict[str, Any], improved: bool) -> str:
+    """What the terminal says of one epoch; ``*`` marks the best so far."""
+    auc = "   -  " if row["val_auc"] is None else f"{row['val_auc']:.4f}"
+    return (
+        f"train loss {row['train_loss']:.4f}  val loss {row['val_loss']:.4f}  "
+        f"acc {row['val_acc']:.4f}  auc {auc}{'*' if improved else ' '} "
+        f"lr {row['lr']:.2e}  {row['images_per_second']:,.0f} img/s"
+    )
 
 
 def summary(report: dict[str, Any]) -> str:
@@ -124,29 +103,3 @@ def summary(report: dict[str, Any]) -> str:
         f"epoch {report['best_epoch']} of {report['epochs']}, picked by {report['selected_on']})\n"
         f"time    {duration(report['seconds'])}, {report['images_per_second']:,.0f} img/s"
     )
-
-
-def _git_commit() -> str | None:
-    """The commit this code was checked out from, with ``+`` if files differ from it."""
-    here = Path(__file__).resolve().parent
-    try:
-        _git(here, "ls-files", "--error-unmatch", Path(__file__).name)  # not just in someone's tree
-        commit = _git(here, "rev-parse", "HEAD")
-        return commit + ("+" if _git(here, "status", "--porcelain", "--untracked-files=no") else "")
-    except (OSError, subprocess.CalledProcessError):
-        return None
-
-
-def _git(folder: Path, *words: str) -> str:
-    command = ["git", "-C", str(folder), *words]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
-
-
-def _cpu_name() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()

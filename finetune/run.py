@@ -5,14 +5,14 @@ from __future__ import annotations
 from contextlib import nullcontext
 from typing import Any
 
+from dogmed.console import Console, Stopper
 from dogmed.data.progress import Console as DataConsole
 from dogmed.data.progress import Quiet
 from dogmed.distributed import join
 from dogmed.errors import ConfigError
 from dogmed.finetune import build
 from dogmed.finetune.config import FinetuneConfig
-from dogmed.finetune.console import Console, Stopper
-from dogmed.finetune.folder import RunFolder
+from dogmed.finetune.folder import FinetuneFolder
 from dogmed.finetune.session import Session
 
 
@@ -43,7 +43,7 @@ def finetune(config: FinetuneConfig) -> dict[str, Any] | None:
             # the model comes before the data: a misspelt --init must not cost a download
             network = build.build_network(config, objective.num_outputs)
             prepared = build.prepare_data(config, DataConsole() if world.is_main else Quiet())
-            folder = RunFolder.of(config, prepared.task.name, prepared.source)
+            folder = FinetuneFolder.of(config, prepared.task.name, prepared.source)
             session = Session(config, world, console, stopper, prepared, folder, network)
             with folder.lock() if world.is_main else nullcontext():
                 return session.run(objective)

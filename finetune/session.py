@@ -9,19 +9,22 @@ from torch import nn
 
 from dogmed import checkpoint, optim, tracking
 from dogmed import config as configuration
+from dogmed.console import Console, Stopper
 from dogmed.data.store import Prepared
 from dogmed.distributed import World
 from dogmed.errors import ConfigError, DogmedError
 from dogmed.finetune import build, result
 from dogmed.finetune.config import FinetuneConfig
-from dogmed.finetune.console import Console, Stopper
-from dogmed.finetune.folder import RunFolder
+from dogmed.finetune.folder import FinetuneFolder
 from dogmed.finetune.loop import Loop, LoopSettings
+from dogmed.models.compiling import compile_or_fall_back
 from dogmed.models.cost import count_parameters, describe_cost
 from dogmed.models.weights import DataRecord, WeightsRecord, save_weights
 from dogmed.objective import Objective
+from dogmed.provenance import peak_memory, provenance
 
 EXPERIMENT = "dogmed-finetune"
+LIBRARIES = ("torch", "timm", "monai", "medmnist", "numpy", "scikit-learn")
 
 
 class Session:
@@ -34,7 +37,7 @@ class Session:
         console: Console,
         stopper: Stopper,
         prepared: Prepared,
-        folder: RunFolder,
+        folder: FinetuneFolder,
         network: build.Network,
     ):
         self.config, self.world, self.console, self.stopper = config, world, console, stopper
@@ -58,7 +61,8 @@ class Session:
         if state is not None:
             self._take_up(state)
         elif self.world.is_main:
-            self.folder.begin(self.config)
+            settings = configuration.to_dict(self.config)
+            self.folder.begin(settings, stale=[self.folder.predictions])
         self.loop.extra_state = {"data": self.data_hashes}
         tracked: tracking.Run | tracking.NoRun = tracking.NoRun()
         status = "FAILED"
@@ -87,7 +91,7 @@ class Session:
             if aside := folder.set_aside():
                 self.console.line(f"the earlier run is kept in {aside}")
             return "begin"
-        folder.refuse_other_settings(config)
+        folder.refuse_other_settings(configuration.to_dict(config))
         if (finished := folder.done()) is not None:
             folder.refuse_other("data", finished["data"]["sha256"], self.data_hashes)
             folder.refuse_other("initial weights", finished["weights_sha256"], self.weights_sha256)
@@ -103,7 +107,7 @@ class Session:
         self.batches = build.build_batches(config, self.prepared, world, self.network)
         steps = len(self.batches["train"])
         optimizer, scheduler = build.build_optimizer(config, self.model, steps)
-        self.facts = result.provenance(world.device)
+        self.facts = provenance(world.device, LIBRARIES)
         self.loop = Loop(
             self.model,
             self._compiled(),
@@ -132,7 +136,7 @@ class Session:
         rest = len(train.index) % train.batch_size // self.world.size
         sizes = [len(example), *([rest] if rest and len(train) > len(train.index) // train.batch_size
                                  else [])]  # fmt: skip
-        return build.compile_or_fall_back(self.model, example, sizes, self.console.line)
+        return compile_or_fall_back(self.model, example, sizes, self.console.line)
 
     def _introduce(self, optimizer: torch.optim.Optimizer) -> None:
         task, prepared, train = self.task, self.prepared, self.batches["train"]
@@ -219,7 +223,8 @@ class Session:
             if self.world.is_main:
                 self.folder.append_row(row)
             tracked.log_metrics(_curves(row), step=row["epoch"])
-            self.console.epoch(row, config.epochs, improved)
+            text = result.epoch_line(row, improved)
+            self.console.epoch(row["epoch"], config.epochs, row["epoch_seconds"], text)
 
         self.stopper.deferring = True
         try:
@@ -305,7 +310,7 @@ class Session:
             "last_epoch": last,
             "seconds": round(seconds, 3),
             "images_per_second": round(pace, 1),
-            "peak_memory": result.peak_memory(self.world.device),
+            "peak_memory": peak_memory(self.world.device),
             "parameters": count_parameters(self.model),
             "macs": self.network.macs,
             "processes": self.world.size,

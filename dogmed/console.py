@@ -48,23 +48,22 @@ class Console:
             )
         self.bar.update(batch_size)
 
-    def epoch(self, row: dict[str, Any], epochs: int, best: bool) -> None:
-        """Close the bar and print the epoch's line."""
-        if self.bar is not None:
-            self.bar.close()
-            self.bar = None
-        done = row["epoch"]
+    def epoch(self, epoch: int, epochs: int, seconds: float, text: str) -> None:
+        """Close the bar and print an epoch's line: its number, ``text``, and the time left.
+
+        Args:
+            epoch: epochs done, this one included.
+            epochs: of the whole run.
+            seconds: that this epoch took.
+            text: what is said of it.
+        """
+        self.close()
         if self.first_epoch is None:
-            self.first_epoch = done
-            self.started = time.monotonic() - row["epoch_seconds"]
-        pace = (time.monotonic() - self.started) / (done - self.first_epoch + 1)
-        auc = "   -  " if row["val_auc"] is None else f"{row['val_auc']:.4f}"
-        self.line(
-            f"epoch {done:>{len(str(epochs))}}/{epochs}  train loss {row['train_loss']:.4f}  "
-            f"val loss {row['val_loss']:.4f}  acc {row['val_acc']:.4f}  auc {auc}{'*' if best else ' '} "
-            f"lr {row['lr']:.2e}  {row['images_per_second']:,.0f} img/s  "
-            f"left {duration(pace * (epochs - done))}"
-        )
+            self.first_epoch = epoch
+            self.started = time.monotonic() - seconds
+        pace = (time.monotonic() - self.started) / (epoch - self.first_epoch + 1)
+        number = f"{epoch:>{len(str(epochs))}}/{epochs}"
+        self.line(f"epoch {number}  {text}  left {duration(pace * (epochs - epoch))}")
 
     def close(self) -> None:
         """Remove an unfinished bar."""
