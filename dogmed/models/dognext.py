@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from dogmed.errors import ConfigError
 from dogmed.models.dog import MARGIN, DoGConv2d, Order, check_choice, sampled_together
-from dogmed.models.grn import FastGlobalResponseNorm
+from dogmed.models.grn import with_fast_grn
 from dogmed.models.stem import FusedStem, StemDoGConv2d, StemPool2d
 
 STRIDES = (4, 2, 2, 2)
@@ -149,12 +149,9 @@ class DoGNeXt(ConvNeXt):
                     bias=dog_bias,
                     margin=dog_margin,
                 ).to(block.conv_dw.weight)
-                if use_grn:
-                    width = block.mlp.fc1.weight.shape[0]
-                    norm = FastGlobalResponseNorm(width, channels_last=not conv_mlp)
-                    block.mlp.grn = norm.to(block.mlp.fc1.weight)
                 if double_residual:
                     stage.blocks[j] = DoubleResidualBlock(block)
+        with_fast_grn(self)
 
     def _stride_in_blocks(self) -> None:
         """Make timm's downsampling convolutions 1x1 and pool the shortcut of the strided blocks."""

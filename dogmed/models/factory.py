@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 import dogmed.models  # noqa: F401  (registers the DoGNeXt family in timm)
 from dogmed.errors import ConfigError, WeightsError, nearest
+from dogmed.models.grn import with_fast_grn
 from dogmed.models.hub import fetch
 from dogmed.models.loading import Loaded, architecture, load_into
 from dogmed.models.weights import (
@@ -86,7 +87,7 @@ def build_model(
         WeightsError: weights not found, damaged, or not those of this model.
     """
     options = dict(options or {})
-    model = _create(name, num_classes, in_chans, drop_path_rate, options)
+    model = with_fast_grn(_create(name, num_classes, in_chans, drop_path_rate, options))
     notes = []
     if drop_path_rate and not any(isinstance(m, DropPath) for m in model.modules()):
         notes.append(f"{name} has no drop path: the rate of {drop_path_rate:g} does nothing")

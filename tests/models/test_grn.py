@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
+import timm
 import torch
 from timm.layers.grn import GlobalResponseNorm
 from torch import nn
 
-from dogmed.models.grn import FastGlobalResponseNorm
+from dogmed.models.grn import FastGlobalResponseNorm, with_fast_grn
 
 
 def layers(channels_last: bool) -> tuple[GlobalResponseNorm, FastGlobalResponseNorm]:
@@ -59,3 +62,20 @@ def test_autocast_gives_timms_types():
         expected, got = theirs(x), ours(x)
     assert got.dtype == expected.dtype
     torch.testing.assert_close(got, expected, rtol=1e-2, atol=1e-2)
+
+
+def test_speeds_up_convnext_v2_without_changing_it():
+    torch.manual_seed(0)
+    theirs = timm.create_model("convnextv2_atto", num_classes=4, drop_path_rate=0.1)
+    for name, parameter in theirs.named_parameters():
+        if ".grn." in name:
+            nn.init.normal_(parameter, std=0.5)
+    ours = with_fast_grn(copy.deepcopy(theirs))
+    assert not any(type(m) is GlobalResponseNorm for m in ours.modules())
+    assert ours.state_dict().keys() == theirs.state_dict().keys()
+    results = []
+    for model in (theirs, ours):
+        torch.manual_seed(1)
+        model.double()(torch.randn(2, 3, 64, 64, dtype=torch.float64)).square().sum().backward()
+        results.append([p.grad for p in model.parameters()])
+    torch.testing.assert_close(results[1], results[0], rtol=1e-9, atol=1e-9)
