@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from dogmed.errors import DogmedError
+from dogmed.errors import DogmedError, reason
 
 FORMAT = 1
 _MARK = b"dogmed:sha256:"  # ends the file, with the 32 bytes that follow it
@@ -137,18 +137,6 @@ def set_rng_state(state: dict[str, Any]) -> None:
     if torch.cuda.is_available():
         for device, cuda_state in enumerate(state["cuda"][: torch.cuda.device_count()]):
             torch.cuda.set_rng_state(cuda_state, device)
-
-
-def reason(error: BaseException) -> str:
-    """Return an error's own text in one line, fit to stand inside another message.
-
-    torch's writer hides a full disk behind an error of its own; the system's word is preferred.
-    """
-    for origin in (error, error.__context__):
-        if isinstance(origin, OSError) and origin.strerror:
-            return origin.strerror.lower()
-    lines = str(error).strip().splitlines()
-    return lines[0].rstrip(". ") if lines else type(error).__name__
 
 
 def _is_whole(path: Path) -> bool:

@@ -49,3 +49,15 @@ def nearest(name: str, choices: Iterable[str]) -> str:
     """Say which of ``choices`` is closest to a mistyped ``name``: `` (did you mean 'x'?)`` or nothing."""
     close = difflib.get_close_matches(str(name), list(choices), n=1, cutoff=0.5)
     return f" (did you mean '{close[0]}'?)" if close else ""
+
+
+def reason(error: BaseException) -> str:
+    """Return an error's own text in one line, fit to stand inside another message.
+
+    torch's writer hides a full disk behind an error of its own; the system's word is preferred.
+    """
+    for origin in (error, error.__context__):
+        if isinstance(origin, OSError) and origin.strerror:
+            return origin.strerror.lower()
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(". ") if lines else type(error).__name__

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,12 +19,14 @@ from dogmed.errors import ConfigError, WeightsError, nearest
 from dogmed.models.grn import with_fast_grn
 from dogmed.models.hub import fetch
 from dogmed.models.loading import Loaded, architecture, load_into
-from dogmed.models.weights import (
+from dogmed.models.weights import read_weights
+from dogmed.weights.records import (
     DataRecord,
     WeightsRecord,
     default_weights_dir,
     list_weights,
-    read_weights,
+    looks_like_file,
+    weights_file,
     weights_path,
 )
 
@@ -43,7 +44,6 @@ RECIPES = (
 # timm's tag for the weights that ConvNeXt V2's authors published after ImageNet-1K fine-tuning: for
 # atto to nano those of 600 epochs, so they stand in for imagenet600ep where the store has none.
 _PUBLISHED = {"imagenet600ep": "fcmae_ft_in1k"}
-_FILE_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".tar")
 
 
 def build_model(
@@ -154,8 +154,8 @@ def _find(init: str, name: str, in_chans: int, store: Path, options: dict[str, A
         return _from_timm(name, rest or _default_tag(name), in_chans, options)
     if scheme == "hf-hub":
         return _from_hub(rest)
-    if any(sep in init for sep in {"/", os.sep}) or Path(init).suffix in _FILE_SUFFIXES:
-        return _from_file(_resolve_file(Path(init).expanduser()))
+    if looks_like_file(init):
+        return _from_file(weights_file(Path(init).expanduser()))
     if not re.fullmatch(r"[\w.+-]+", init):
         raise WeightsError(f"--init '{init}' is neither a name of weights nor a file")
     path = weights_path(store, name, init)
@@ -184,18 +184,6 @@ def _nothing_found(init: str, name: str, store: Path, path: Path) -> str:
     return (
         f"no weights '{init}' for {name}{close}: {path} does not exist "
         f"(there for this model: {', '.join(here) or 'none'}); {'; '.join(ways)}"
-    )
-
-
-def _resolve_file(path: Path) -> Path:
-    """A weights file: ``path`` itself, or the best checkpoint of the run folder it names."""
-    if not path.is_dir():
-        return path
-    for candidate in (path / "checkpoints" / "best.safetensors", path / "best.safetensors"):
-        if candidate.is_file():
-            return candidate
-    raise WeightsError(
-        f"{path} is no run folder with weights: no checkpoints/best.safetensors in it"
     )
 
 

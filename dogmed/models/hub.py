@@ -24,8 +24,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from dogmed.checkpoint import reason
-from dogmed.errors import WeightsError
+from dogmed.errors import WeightsError, reason
 
 TIMEOUT = 1.0  # seconds to connect
 

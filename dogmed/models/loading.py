@@ -9,7 +9,8 @@ from typing import Any, cast
 from torch import Tensor, nn
 
 from dogmed.errors import WeightsError
-from dogmed.models.weights import DataRecord, WeightsRecord, some
+from dogmed.models.weights import some
+from dogmed.weights.records import DataRecord, WeightsRecord
 
 
 @dataclass(frozen=True)

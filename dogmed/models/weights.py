@@ -1,4 +1,4 @@
-"""Weights as records: files that say what they are, and the store they are kept in.
+"""Weights files: tensors with the record of what they are.
 
 A file is safetensors with a JSON record in its header, and the same JSON beside it for people. The
 record's ``sha256`` is of the tensors (names, types, shapes, bytes), not of the file: it can stand
@@ -7,115 +7,38 @@ in the file itself, and equal weights have equal hashes wherever and however oft
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import hashlib
 import json
 import warnings
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import platformdirs
-import pydantic
 import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
 
-from dogmed.checkpoint import atomic_path, reason
-from dogmed.errors import WeightsError
+from dogmed.checkpoint import atomic_path
+from dogmed.errors import WeightsError, reason
+from dogmed.weights.records import (
+    METADATA_KEY,
+    SUFFIX,
+    DataRecord,
+    WeightsRecord,
+    parse_record,
+    read_record,
+)
 
-FORMAT = 1
-_METADATA_KEY = "dogmed"
 _NESTED = ("state", "model", "state_dict", "model_state_dict")  # where training scripts put weights
+_AVERAGES = ("state_dict_ema", "model_ema")  # and an average of them over the training
 _DTYPES = (
     torch.float32, torch.float64, torch.float16, torch.bfloat16,
     torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool,
 )  # fmt: skip
 _WRAPPERS = ("module.", "_orig_mod.")  # DistributedDataParallel's and torch.compile's
-
-
-@dataclass(frozen=True)
-class DataRecord:
-    """The images that weights were trained on, as the network saw them."""
-
-    name: str
-    """Task or data set."""
-    size: int
-    """Side in pixels at training."""
-    source_size: int | None
-    """Side in pixels before any resizing; None where it varies."""
-    interpolation: str | None
-    """How images were resized to ``size``; None where they were not."""
-    mean: tuple[float, ...]
-    """Subtracted from pixels in [0, 1], per channel."""
-    std: tuple[float, ...]
-    """What they were then divided by."""
-    licence: str | None
-    source: str | None = None
-    """official, variant, synthetic, npz or folder; None for data that is not a task's."""
-    kind: str | None = None
-    """binary, multi-class, multi-label or ordinal."""
-    classes: tuple[str, ...] = ()
-    """Names of the classes in the order of the outputs, where known."""
-
-
-@dataclass(frozen=True)
-class WeightsRecord:
-    """All that must be known of weights to use and to judge them."""
-
-    model: str
-    """timm name of the architecture."""
-    num_classes: int
-    """Outputs of the classifier."""
-    params: int
-    """Parameters, classifier included."""
-    recipe: str
-    """How they were trained: a pretraining's name, or ``finetune``."""
-    init: str
-    """What training started from."""
-    epochs: int
-    """Epochs trained up to these weights."""
-    score: dict[str, float]
-    """Figures by name, such as ``val_auc``."""
-    data: DataRecord
-    licence: str | None
-    """Of the weights; None where nobody has said."""
-    in_chans: int = 3
-    options: dict[str, Any] = field(default_factory=dict)
-    """Constructor options that differ from the architecture's own."""
-    temperature: float | None = None
-    """Divides the logits, where calibrated."""
-    git_commit: str | None = None
-    versions: dict[str, str] = field(default_factory=dict)
-    """Of the libraries that trained them."""
-    created: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
-    sha256: str = ""
-    """Of the tensors; filled in on saving."""
-    format: int = FORMAT
-
-
-def default_weights_dir() -> Path:
-    """The store that ``--init NAME`` looks in unless told otherwise."""
-    return Path(platformdirs.user_data_dir("dogmed")) / "weights"
-
-
-def weights_path(weights_dir: Path, model: str, name: str) -> Path:
-    """Where the store keeps the weights that a pretraining called ``name`` gave ``model``."""
-    return Path(weights_dir) / f"{model}.{name}.safetensors"
-
-
-def list_weights(weights_dir: Path) -> dict[Path, WeightsRecord | None]:
-    """List a store's files with their records, None for one that is damaged or has none."""
-    found: dict[Path, WeightsRecord | None] = {}
-    for path in sorted(Path(weights_dir).glob("*.safetensors")):
-        try:
-            found[path] = read_record(path)
-        except WeightsError:
-            found[path] = None
-    return found
 
 
 def save_weights(
@@ -140,30 +63,16 @@ def save_weights(
         for name, value in state.items()
     }
     content = dataclasses.asdict(dataclasses.replace(record, sha256=hash_tensors(tensors)))
-    record = _parse_record(json.dumps(content), path)
+    record = parse_record(json.dumps(content), path)
     try:
         with atomic_path(path) as temporary:
-            metadata = {"format": "pt", _METADATA_KEY: json.dumps(content)}
+            metadata = {"format": "pt", METADATA_KEY: json.dumps(content)}
             temporary.write_bytes(safetensors.torch.save(tensors, metadata))
         with atomic_path(path.with_suffix(".json")) as temporary:
             temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     except OSError as error:
         raise WeightsError(f"cannot write weights to {path}: {reason(error)}") from error
     return record
-
-
-def read_record(path: str | Path) -> WeightsRecord | None:
-    """Read the record in a safetensors file; None where there is none.
-
-    Raises:
-        WeightsError: the file or its record cannot be read.
-    """
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            text = (file.metadata() or {}).get(_METADATA_KEY)
-    except (OSError, safetensors.SafetensorError) as error:
-        raise WeightsError(f"cannot read weights from {path}: {reason(error)}") from error
-    return None if text is None else _parse_record(text, path)
 
 
 def verify(path: str | Path) -> WeightsRecord:
@@ -181,16 +90,23 @@ def verify(path: str | Path) -> WeightsRecord:
             text = beside.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise WeightsError(f"cannot read {beside}: {reason(error)}") from error
-        if _parse_record(text, beside) != record:
+        if parse_record(text, beside) != record:
             raise WeightsError(f"{beside} differs from the record inside {path}: one was edited")
     return record
 
 
-def read_weights(path: str | Path) -> tuple[dict[str, Tensor], WeightsRecord | None, str]:
+def read_weights(
+    path: str | Path, *, average: bool | None = False
+) -> tuple[dict[str, Tensor], WeightsRecord | None, str]:
     """Read a .safetensors file, or what ``torch.save`` wrote, onto the CPU without running code.
 
-    In a torch file the weights may lie under "model", "state_dict" or "model_state_dict" (never an
-    average beside them), and may carry the prefixes of DistributedDataParallel and torch.compile.
+    In a torch file the weights may lie under "model", "state_dict" or "model_state_dict", and may
+    carry the prefixes of DistributedDataParallel and torch.compile.
+
+    Args:
+        path: of the file.
+        average: whether to take the average that a training script keeps beside the weights, under
+            "state_dict_ema" or "model_ema"; None takes what there is and refuses a file with both.
 
     Returns:
         Tensors by name, the record if there is one, and the tensors' sha256.
@@ -203,14 +119,14 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], WeightsRecord | N
     if not path.is_file():
         raise WeightsError(f"no weights at {path}: no such file")
     record = None
-    if path.suffix == ".safetensors":
+    if path.suffix == SUFFIX:
         record = read_record(path)
         try:
             state = safetensors.torch.load_file(path)
         except (OSError, safetensors.SafetensorError) as error:
             raise WeightsError(f"cannot read weights from {path}: {reason(error)}") from error
     else:
-        state = _strip(_find_tensors(_torch_load(path), path))
+        state = _strip(_find_tensors(_chosen(_torch_load(path), average, path), path))
     if odd := [f"{name}: {_kind(v)}" for name, v in state.items() if not _is_plain(v)]:
         raise WeightsError(f"{path} holds tensors that are not plain numbers ({some(odd)})")
     sha256 = hash_tensors(state)
@@ -263,25 +179,10 @@ def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _parse_record(text: str, path: str | Path) -> WeightsRecord:
-    try:
-        content = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise WeightsError(f"{path}: its record cannot be read: {reason(error)}") from error
-    version = content.get("format") if isinstance(content, dict) else None
-    if isinstance(version, int) and version > FORMAT:
-        raise WeightsError(f"{path}: record format {version} is newer than {FORMAT}: upgrade")
-    try:
-        return pydantic.TypeAdapter(WeightsRecord).validate_python(content)
-    except pydantic.ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise WeightsError(f"{path}: its record is wrong: {where}: {first['msg']}") from error
-
-
 def _torch_load(path: Path) -> Any:
     try:
-        with warnings.catch_warnings():
+        # a training script's options lie beside its weights, plain data in a Namespace
+        with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
             warnings.simplefilter("ignore")  # of old formats; what is wrong is said below
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # reading a damaged pickle can fail in any way
@@ -301,6 +202,23 @@ def _code_in(path: Path) -> list[str]:
         return torch.serialization.get_unsafe_globals_in_checkpoint(path)
     except Exception:  # as above
         return []
+
+
+def _chosen(content: Any, average: bool | None, path: Path) -> Any:
+    """What of a checkpoint is meant: the weights, or their average."""
+    if not isinstance(content, dict):
+        return content
+    averages = [content[key] for key in _AVERAGES if content.get(key) is not None]
+    if average is None:
+        average = bool(averages)
+        if averages and any(key in content for key in _NESTED):
+            raise WeightsError(
+                f"{path} holds weights and their average over the training: say which you mean, "
+                f"--take plain or --take average"
+            )
+    if average and not averages:
+        raise WeightsError(f"{path} holds no average of weights ({', '.join(_AVERAGES)})")
+    return averages[0] if average else content
 
 
 def _find_tensors(content: Any, path: Path) -> dict[str, Tensor]:

@@ -17,7 +17,8 @@ from torch import nn
 from dogmed import checkpoint
 from dogmed.errors import ConfigError, WeightsError
 from dogmed.models import build_model
-from dogmed.models.weights import DataRecord, WeightsRecord, save_weights
+from dogmed.models.weights import save_weights
+from dogmed.weights.records import DataRecord, WeightsRecord
 
 RECORD = WeightsRecord(
     model="dognext_test",

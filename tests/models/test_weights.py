@@ -22,15 +22,17 @@ from dogmed import checkpoint
 from dogmed.errors import WeightsError
 from dogmed.models.loading import Loaded, load_into
 from dogmed.models.weights import (
-    DataRecord,
-    WeightsRecord,
     data_mismatch,
     hash_tensors,
-    list_weights,
-    read_record,
     read_weights,
     save_weights,
     verify,
+)
+from dogmed.weights.records import (
+    DataRecord,
+    WeightsRecord,
+    list_weights,
+    read_record,
     weights_path,
 )
 
@@ -64,7 +66,8 @@ RECORD = WeightsRecord(
 SAVE_WITH_NO_SPACE = """
 import resource, sys, torch
 from dogmed.errors import WeightsError
-from dogmed.models.weights import read_record, save_weights
+from dogmed.models.weights import save_weights
+from dogmed.weights.records import read_record
 record = read_record(sys.argv[1])
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 try:
@@ -134,8 +137,9 @@ def test_store(tmp_path: Path) -> None:
     written = save_weights(path, _model().state_dict(), RECORD)
     (tmp_path / "damaged.safetensors").write_bytes(b"x")
     safetensors.torch.save_file({"a": torch.zeros(1)}, tmp_path / "bare.safetensors")
-    expected = {tmp_path / "bare.safetensors": None, tmp_path / "damaged.safetensors": None}
-    assert list_weights(tmp_path) == {**expected, path: written}
+    found = list_weights(tmp_path)
+    assert isinstance(found.pop(tmp_path / "damaged.safetensors"), WeightsError)
+    assert found == {tmp_path / "bare.safetensors": None, path: written}
     assert list_weights(tmp_path / "absent") == {}
 
 

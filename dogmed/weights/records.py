@@ -1,0 +1,205 @@
+"""What must be known of weights to use and to judge them, and the store that named ones are in."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+import pydantic
+import safetensors
+
+from dogmed.errors import WeightsError, nearest, reason
+
+FORMAT = 1
+METADATA_KEY = "dogmed"
+"""Of a safetensors header: the record's JSON is under it."""
+SUFFIX = ".safetensors"
+_FILE_SUFFIXES = (SUFFIX, ".pt", ".pth", ".bin", ".ckpt", ".tar")
+
+
+@dataclass(frozen=True)
+class DataRecord:
+    """The images that weights were trained on, as the network saw them."""
+
+    name: str
+    """Task or data set."""
+    size: int
+    """Side in pixels at training."""
+    source_size: int | None
+    """Side in pixels before any resizing; None where it varies."""
+    interpolation: str | None
+    """How images were resized to ``size``; None where they were not."""
+    mean: tuple[float, ...]
+    """Subtracted from pixels in [0, 1], per channel."""
+    std: tuple[float, ...]
+    """What they were then divided by."""
+    licence: str | None
+    source: str | None = None
+    """official, variant, synthetic, npz or folder; None for data that is not a task's."""
+    kind: str | None = None
+    """binary, multi-class, multi-label or ordinal."""
+    classes: tuple[str, ...] = ()
+    """Names of the classes in the order of the outputs, where known."""
+    images: int | None = None
+    """How many were trained on."""
+    crop_pct: float | None = None
+    """Share of a resized image's side that the centre crop keeps at evaluation."""
+
+
+@dataclass(frozen=True)
+class WeightsRecord:
+    """All that must be known of weights to use and to judge them."""
+
+    model: str
+    """timm name of the architecture."""
+    num_classes: int
+    """Outputs of the classifier."""
+    params: int
+    """Parameters, classifier included."""
+    recipe: str
+    """How they were trained: a pretraining's name, or ``finetune``."""
+    init: str
+    """What training started from."""
+    epochs: int | None
+    """Epochs trained up to these weights; None where nobody has said."""
+    score: dict[str, float]
+    """Figures by name: ``val_auc``; ``val_acc1`` and ``val_acc5`` are shares, not percent."""
+    data: DataRecord
+    licence: str | None
+    """Of the weights; None where nobody has said."""
+    in_chans: int = 3
+    options: dict[str, Any] = field(default_factory=dict)
+    """Constructor options that differ from the architecture's own."""
+    temperature: float | None = None
+    """Divides the logits, where calibrated."""
+    seed: int | None = None
+    training: dict[str, Any] = field(default_factory=dict)
+    """The configuration of the training, as it was run."""
+    origin: str | None = None
+    """The file they were made from, with its hash; None for those that a training wrote."""
+    git_commit: str | None = None
+    versions: dict[str, str] = field(default_factory=dict)
+    """Of the libraries that trained them."""
+    created: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+    sha256: str = ""
+    """Of the tensors; filled in on saving."""
+    format: int = FORMAT
+
+
+def parse_record(text: str, path: str | Path) -> WeightsRecord:
+    """Read a record's JSON; fields that are not known here are passed over.
+
+    Args:
+        text: of the record.
+        path: of its file, for the message.
+
+    Raises:
+        WeightsError: it is not a record, or a newer one.
+    """
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise WeightsError(f"{path}: its record cannot be read: {reason(error)}") from error
+    version = content.get("format") if isinstance(content, dict) else None
+    if isinstance(version, int) and version > FORMAT:
+        raise WeightsError(f"{path}: record format {version} is newer than {FORMAT}: upgrade")
+    try:
+        return pydantic.TypeAdapter(WeightsRecord).validate_python(content)
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise WeightsError(f"{path}: its record is wrong: {where}: {first['msg']}") from error
+
+
+def read_record(path: str | Path) -> WeightsRecord | None:
+    """Read the record in a safetensors file; None where there is none.
+
+    Raises:
+        WeightsError: the file or its record cannot be read.
+    """
+    try:
+        with safetensors.safe_open(path, framework="np") as file:  # which does not load PyTorch
+            text = (file.metadata() or {}).get(METADATA_KEY)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise WeightsError(f"cannot read weights from {path}: {reason(error)}") from error
+    return None if text is None else parse_record(text, path)
+
+
+def default_weights_dir() -> Path:
+    """The store that ``--init NAME`` looks in unless told otherwise."""
+    return Path(platformdirs.user_data_dir("dogmed")) / "weights"
+
+
+def weights_path(weights_dir: Path, model: str, name: str) -> Path:
+    """Where the store keeps the weights that a pretraining called ``name`` gave ``model``."""
+    return Path(weights_dir) / f"{model}.{name}{SUFFIX}"
+
+
+def list_weights(weights_dir: Path) -> dict[Path, WeightsRecord | WeightsError | None]:
+    """List a store's files with their records.
+
+    Returns:
+        By path: the record, None where the file has none, or what makes it unreadable.
+    """
+    found: dict[Path, WeightsRecord | WeightsError | None] = {}
+    for path in sorted(Path(weights_dir).glob(f"*{SUFFIX}")):
+        try:
+            found[path] = read_record(path)
+        except WeightsError as error:
+            found[path] = error
+    return found
+
+
+def find_weights(name: str, weights_dir: Path) -> Path:
+    """Find the file that ``name`` stands for.
+
+    Args:
+        name: ``MODEL.RECIPE`` as the store has it, RECIPE alone where one model only has it, a
+            file, or the folder of a finished run.
+        weights_dir: the store.
+
+    Raises:
+        WeightsError: there is none, or there are several.
+    """
+    if looks_like_file(name):
+        path = weights_file(Path(name).expanduser())
+        if not path.is_file():
+            raise WeightsError(f"no weights at {path}: no such file")
+        return path
+    stems = [path.stem for path in list_weights(weights_dir)]
+    same = [stem for stem in stems if name in (stem, stem.partition(".")[2])]
+    if len(same) > 1 and name not in same:
+        raise WeightsError(f"'{name}' is there for several models: say {' or '.join(same)}")
+    if not same:
+        recipes = [stem.partition(".")[2] for stem in stems]
+        raise WeightsError(
+            f"no weights '{name}' in {weights_dir}{nearest(name, [*stems, *recipes])}: "
+            f"dogmed weights list shows what is there"
+        )
+    return Path(weights_dir) / f"{name if name in same else same[0]}{SUFFIX}"
+
+
+def looks_like_file(name: str) -> bool:
+    """Whether ``name`` is meant as a path, and not as a name of weights."""
+    return any(sep in name for sep in {"/", os.sep}) or Path(name).suffix in _FILE_SUFFIXES
+
+
+def weights_file(path: Path) -> Path:
+    """A weights file: ``path`` itself, or the best checkpoint of the run folder it names.
+
+    Raises:
+        WeightsError: a folder without weights.
+    """
+    if not path.is_dir():
+        return path
+    for candidate in (path / "checkpoints" / f"best{SUFFIX}", path / f"best{SUFFIX}"):
+        if candidate.is_file():
+            return candidate
+    raise WeightsError(
+        f"{path} is no run folder with weights: no checkpoints/best.safetensors in it"
+    )
