@@ -16,14 +16,18 @@ from dogmed.errors import ConfigError, DogmedError, Interrupted, nearest
 class Command(NamedTuple):
     """Where a command's configuration class and function live, and the recipe its defaults come from.
 
-    The function is called with the configuration's fields as keyword arguments; it returns an exit
-    code, or None for 0.
+    With ``choice``, ``--recipe NAME`` takes another recipe of the same folder, and the configuration
+    has a field ``recipe`` for the name. Words before the first flag are the value of the field
+    ``words``, where there is one. The function is called with the configuration's fields as
+    keyword arguments; it returns an exit code, or None for 0.
     """
 
     summary: str
     config: str
     function: str
     recipe: str | None = None
+    choice: bool = False
+    words: str | None = None
 
 
 COMMANDS = {
@@ -32,6 +36,13 @@ COMMANDS = {
         "dogmed.finetune.config:FinetuneConfig",
         "dogmed.finetune.command:command",
         "finetune/default",
+    ),
+    "pretrain": Command(
+        "train a model on ImageNet by a recipe, and put its weights where --init finds them",
+        "dogmed.pretrain.config:PretrainConfig",
+        "dogmed.pretrain.command:command",
+        "pretrain/imagenet50ep",
+        choice=True,
     ),
     "ui": Command(
         "open the MLflow UI on this project's runs",
@@ -57,6 +68,35 @@ COMMANDS = {
         "generate synthetic data in MedMNIST's format",
         "dogmed.data.commands:SynthConfig",
         "dogmed.data.commands:data_synth",
+    ),
+    "weights list": Command(
+        "list the named weights on this machine",
+        "dogmed.weights.commands:ListConfig",
+        "dogmed.weights.commands:weights_list",
+    ),
+    "weights show": Command(
+        "show all that a weights file says of itself",
+        "dogmed.weights.commands:ShowConfig",
+        "dogmed.weights.commands:weights_show",
+        words="name",
+    ),
+    "weights verify": Command(
+        "check weights against their records",
+        "dogmed.weights.commands:VerifyConfig",
+        "dogmed.weights.commands:weights_verify",
+        words="name",
+    ),
+    "weights import": Command(
+        "take a checkpoint of timm or ConvNeXt V2 into the store, for --init",
+        "dogmed.weights.commands:ImportConfig",
+        "dogmed.weights.commands:weights_import",
+        words="file",
+    ),
+    "weights export": Command(
+        "write weights in the forms that timm opens",
+        "dogmed.weights.commands:ExportConfig",
+        "dogmed.weights.commands:weights_export",
+        words="name",
     ),
 }
 
@@ -98,17 +138,29 @@ def _dispatch(words: list[str]) -> int:
         return 0
     name, rest = _match(words)
     command = COMMANDS[name]
+    if command.words and rest and not rest[0].startswith("-"):
+        rest = [f"--{command.words}", *rest]
     from dogmed import config
 
     parsed: Any = config.parse(
         _resolve(command.config),
         rest,
         prog=f"dogmed {name}",
-        base=config.recipe(command.recipe) if command.recipe else None,
+        base=_defaults(command, rest),
         summary=command.summary,
     )
     fields = {field.name: getattr(parsed, field.name) for field in dataclasses.fields(parsed)}
     return _resolve(command.function)(**fields) or 0
+
+
+def _defaults(command: Command, words: list[str]) -> dict[str, Any] | None:
+    """The values of the command's recipe."""
+    from dogmed import config
+
+    if command.recipe is None or not command.choice:
+        return config.recipe(command.recipe) if command.recipe else None
+    name = config.choose_recipe(words, command.recipe)
+    return {"recipe": name.rpartition("/")[2], **config.recipe(name)}
 
 
 def _match(words: list[str]) -> tuple[str, list[str]]:

@@ -42,14 +42,66 @@ def configclass(cls: type[T]) -> type[T]:
 def recipe(name: str) -> dict[str, Any]:
     """Read a shipped recipe, for example ``recipe("finetune/default")``.
 
+    A recipe states what differs from the one it ``extends``, of the same folder.
+
     Raises:
-        ConfigError: there is no such recipe.
+        ConfigError: there is no such recipe, or those it extends lead back to it.
     """
-    root = resources.files("dogmed.configs")
-    file = root.joinpath(f"{name}.yaml")
-    if not file.is_file():
-        raise ConfigError(f"no recipe '{name}' is shipped with dogmed")
-    return parse_yaml(file.read_text(), f"recipe {name}")
+    folder = name.rpartition("/")[0]
+    chain: list[str] = []
+    layers = []
+    while True:
+        if name in chain:
+            raise ConfigError(
+                f"recipe {chain[0]}: extends in a circle ({' -> '.join([*chain, name])})"
+            )
+        file = resources.files("dogmed.configs").joinpath(f"{name}.yaml")
+        if not file.is_file():
+            by = f", which recipe {chain[-1]} extends," if chain else ""
+            raise ConfigError(f"no recipe '{name}'{by} is shipped with dogmed")
+        chain.append(name)
+        values = parse_yaml(file.read_text(), f"recipe {name}")
+        parent = values.pop("extends", None)
+        layers.append(values)
+        if parent is None:
+            break
+        name = f"{folder}/{parent}" if folder else str(parent)
+    result: dict[str, Any] = {}
+    for values in reversed(layers):
+        result = merge(result, values)
+    return result
+
+
+def recipes(folder: str) -> list[str]:
+    """List the shipped recipes of a folder (``"pretrain"``) by name."""
+    files = resources.files("dogmed.configs").joinpath(folder).iterdir()
+    return sorted(file.name.removesuffix(".yaml") for file in files if file.name.endswith(".yaml"))
+
+
+def choose_recipe(argv: Sequence[str], default: str) -> str:
+    """Say which recipe the user asks for: ``--recipe NAME``, or ``recipe`` in ``--config FILE``.
+
+    Args:
+        argv: the flags.
+        default: the recipe otherwise, with its folder (``"pretrain/imagenet50ep"``).
+
+    Raises:
+        ConfigError: there is no recipe of that name in the folder, or the file cannot be read.
+    """
+    folder, _, name = default.rpartition("/")
+    rest, file = _take_config_flag(argv)
+    if file is not None:
+        name = read_yaml(file).get("recipe", name)
+    for word, following in zip(rest, [*rest[1:], ""], strict=True):
+        flag, equals, value = word.partition("=")
+        if flag == "--recipe":
+            name = value if equals else following
+    known = recipes(folder)
+    if name not in known:
+        raise ConfigError(
+            f"unknown recipe '{name}'{nearest(str(name), known)}; there are {', '.join(known)}"
+        )
+    return f"{folder}/{name}"
 
 
 def read_yaml(path: Path | str) -> dict[str, Any]:

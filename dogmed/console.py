@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from types import FrameType
 from typing import Any
 
@@ -33,8 +34,10 @@ class Console:
             with tqdm.external_write_mode(file=sys.stdout):
                 print(text, flush=True)
 
-    def step(self, epoch: int, epochs: int, step: int, steps: int, batch_size: int) -> None:
-        """Show that ``step`` of ``steps`` is done (terminals only)."""
+    def step(
+        self, epoch: int, epochs: int, step: int, steps: int, batch_size: int, note: str = ""
+    ) -> None:
+        """Show that ``step`` of ``steps`` is done, and a note (terminals only)."""
         if not self.is_terminal:
             return
         if self.bar is None:
@@ -46,6 +49,8 @@ class Console:
                 leave=False,
                 dynamic_ncols=True,
             )
+        if note:
+            self.bar.set_postfix_str(note, refresh=False)
         self.bar.update(batch_size)
 
     def epoch(self, epoch: int, epochs: int, seconds: float, text: str) -> None:
@@ -113,3 +118,11 @@ def duration(seconds: float) -> str:
     if seconds < 3600:
         return f"{seconds // 60} min {seconds % 60} s"
     return f"{seconds // 3600} h {seconds % 3600 // 60} min"
+
+
+def table(rows: Sequence[tuple[str, ...]]) -> None:
+    """Print left-aligned columns."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    for row in rows:
+        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        print("  ".join(cells).rstrip())

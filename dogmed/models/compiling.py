@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import torch
 from torch import nn
@@ -27,7 +28,7 @@ def compile_or_fall_back(
     buffers = [buffer.clone() for buffer in model.buffers()]
     with torch.random.fork_rng(devices):
         try:
-            compiled = torch.compile(model)
+            compiled = cast(nn.Module, torch.compile(model))
             compiled.train()
             for size in sizes:
                 with amp:

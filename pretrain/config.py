@@ -1,0 +1,233 @@
+"""What ``dogmed pretrain`` can be told. The values are in ``configs/pretrain/<recipe>.yaml``."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge, Gt, Le, Lt
+
+from dogmed.config import configclass
+
+Count = Annotated[int, Gt(0), Le(1_000_000)]
+Side = Annotated[int, Gt(0), Le(16_384)]
+Seed = Annotated[int, Ge(0), Le(2**63 - 1)]
+Rate = Annotated[float, Gt(0), Le(1e3)]
+Share = Annotated[float, Ge(0), Le(1)]
+Positive = Annotated[float, Gt(0), Le(1e3)]
+
+
+@configclass
+class SubsetConfig:
+    """A part of the training images, drawn once; the list of files is kept with the run."""
+
+    per_class: Count | None
+    """Images of each class; None takes all."""
+    classes: Count | None
+    """Classes, drawn at random, of train and val alike; None takes all."""
+    seed: Seed
+    """Seed of the draw: runs of other seeds train on the same subset."""
+
+
+@configclass
+class OptimConfig:
+    """Optimizer and schedule."""
+
+    name: str
+    """timm's name of the optimizer."""
+    lr_base: Rate
+    """Peak learning rate for a batch of 256; scaled by batch-size/256."""
+    lr: Rate | None
+    """Peak learning rate as it is, in place of the scaled lr-base."""
+    weight_decay: Annotated[float, Ge(0)]
+    """Decoupled weight decay; never applied to DoGConv parameters, norms, GRN and biases."""
+    betas: tuple[Annotated[float, Ge(0), Lt(1)], Annotated[float, Ge(0), Lt(1)]] | None
+    """Decay rates of Adam's two moments; None for an optimizer that has none."""
+    schedule: Literal["cosine", "linear", "constant"]
+    """Course of the learning rate, per step."""
+    warmup_epochs: Annotated[float, Ge(0), Le(1e6)]
+    """Epochs of linear warm-up."""
+    min_lr: Annotated[float, Ge(0), Le(1e3)]
+    """Learning rate at the end of the cosine."""
+    clip_grad: Annotated[float, Gt(0)] | None
+    """Largest gradient norm; None does not clip."""
+
+
+@configclass
+class LossConfig:
+    """Training loss: softmax cross-entropy."""
+
+    label_smoothing: Annotated[float, Ge(0), Lt(1)]
+    """Share of each target that is spread over all classes."""
+
+
+@configclass
+class NetConfig:
+    """Constructor options of the network; None is the architecture's own value."""
+
+    drop_path: Annotated[float, Ge(0), Lt(1)]
+    """Largest drop-path rate, growing linearly with depth; models without drop path ignore the default."""
+    kernel_size: Annotated[int, Gt(0), Le(99)] | None
+    """Kernel size of every DoGConv, odd; models without DoGConv keep their own."""
+    extent: Positive | None
+    """Half-width of the region a DoGConv samples; None grows it with the kernel size (rings round 7x7)."""
+    order: Literal["base", "d1", "d2"] | None
+    """DoG functions mixed in a kernel."""
+    downsample: Literal["dog", "conv"] | None
+    """Strided DoGConvs, or ConvNeXt V2's strided convolutions."""
+    double_residual: bool | None
+    """Skip convolution and MLP separately."""
+    use_grn: bool | None
+    """ConvNeXt V2's global response normalisation."""
+    dog_init: Literal["patterns", "random"] | None
+    """Initial kernels of DoGConvs."""
+    dog_margin: Annotated[float, Ge(0), Le(1e3)] | None
+    """Initial lead of the chosen function's logit."""
+    dog_bias: Literal["output", "kernel"] | None
+    """Where a DoGConv adds its bias."""
+
+
+@configclass
+class AugmentConfig:
+    """timm's transforms of a training image."""
+
+    crop_scale: tuple[Share, Share]
+    """Smallest and largest share of the image's area that a random crop takes."""
+    crop_ratio: tuple[Positive, Positive]
+    """Smallest and largest aspect ratio of a random crop."""
+    interpolation: Literal["random", "bilinear", "bicubic"]
+    """Interpolation of the crop; random draws bilinear or bicubic."""
+    hflip: Share
+    """Probability of a horizontal flip."""
+    auto_augment: str | None
+    """timm's name of an augmentation policy, such as rand-m9-mstd0.5-inc1; None for none."""
+    color_jitter: Annotated[float, Ge(0), Le(1)] | None
+    """Strength of random brightness, contrast and saturation, where there is no auto-augment."""
+    erase: Share
+    """Probability of random erasing: a rectangle filled with noise, after normalisation."""
+    erase_mode: Literal["pixel", "rand", "const"]
+    """Noise a pixel, one random colour, or the mean colour."""
+    erase_count: Count
+    """Most rectangles an erased image has."""
+
+
+@configclass
+class LoaderConfig:
+    """How images are read."""
+
+    workers: Annotated[int, Ge(0), Le(1024)] | None
+    """Processes a device that decode and augment; None shares out this machine's cores."""
+    decode: Literal["full", "reduced"]
+    """Decode training JPEGs fully, or at a reduced size where the crop allows (faster, other pixels)."""
+    max_bad: Share
+    """Share of unreadable images that is skipped over; more is an error."""
+
+
+@configclass
+class ScaleConfig:
+    """Downsampling of whole batches before the forward pass (thesis section 4.4)."""
+
+    probability: Share
+    """Probability that a batch is downsampled; 0 never does."""
+    range: tuple[Annotated[float, Gt(0), Le(1)], Annotated[float, Gt(0), Le(1)]]
+    """Smallest and largest factor s, drawn uniformly."""
+    resize_kernels: Share
+    """Probability that a downsampled batch meets smaller DoG kernels: 0 scale, 0.5 hybrid, 1 multi-kernel."""
+    kernel_sizes: tuple[Annotated[int, Gt(0), Le(99)], Annotated[int, Gt(0), Le(99)]]
+    """Kernel size for s from the threshold on, and for s below it."""
+    threshold: Annotated[float, Gt(0), Le(1)]
+    """Factor s from which on the larger of the smaller kernels serves."""
+
+
+@configclass
+class EvalConfig:
+    """Validation, and which epoch's weights go to the store."""
+
+    crop_pct: Annotated[float, Gt(0), Le(1)]
+    """Share of the resized side that the centre crop keeps."""
+    batch_size: Count
+    """Images a device takes at once in evaluation; no influence on the result beyond rounding."""
+    select: Literal["last", "acc1"]
+    """Weights of the last epoch, or of the best on val: those were picked on the images they are scored on."""
+
+
+@configclass
+class CheckpointConfig:
+    """When the state is saved besides the end of every epoch."""
+
+    minutes: Annotated[float, Ge(0)]
+    """Save within an epoch too, this often; 0 saves only between epochs."""
+
+
+@configclass
+class RecordConfig:
+    """What is written into the weights' record."""
+
+    data: str
+    """Name of the data set."""
+    data_licence: str | None
+    """Licence of the images; None if nobody has said."""
+    licence: str | None
+    """Licence of the weights; None if nobody has said."""
+
+
+@configclass
+class PretrainConfig:
+    """Train on train, validate each epoch, and put the weights where --init RECIPE finds them."""
+
+    recipe: str
+    """Name of the recipe the values come from, and of the weights: <model>.<recipe>.safetensors."""
+    data: Path | None
+    """Folder with train/ and val/ class folders, train*.tar and val*.tar shards, or train*/val* parquet files."""
+    model: str
+    """dognext_*, convnextv2_*, resnet18, resnet50 or any timm model."""
+    num_classes: Count | None
+    """Outputs of the classifier; None is as many as the data (or the subset) has classes."""
+    size: Side
+    """Image side in pixels."""
+    epochs: Count
+    """Passes over the training images."""
+    batch_size: Count
+    """Images a step, over all devices and micro-batches together."""
+    micro_batch: Count
+    """Most images a device takes at once; the batch is accumulated from as many as it needs."""
+    seed: Seed
+    """Seed of initialisation, order, augmentation, drop path and scales."""
+    device: str
+    """auto, cpu, cuda or cuda:N."""
+    compile: Literal["auto", "on", "off"]
+    """torch.compile; auto is on for CUDA."""
+    cache_dir: Path | None
+    """Where indices of shards go; None is the user's cache folder."""
+    weights_dir: Path | None
+    """The store of named weights; None is the user's data folder."""
+    overwrite_weights: bool
+    """Replace weights of this model and recipe that are in the store already."""
+    out: Path
+    """Where runs, checkpoints and the MLflow store go."""
+    resume: Literal["auto", "never"]
+    """auto continues an interrupted run of the same settings; never starts over and keeps the old run aside."""
+    tracking: Literal["mlflow", "off"]
+    """Log to MLflow (embedded under --out, or at MLFLOW_TRACKING_URI)."""
+    dry_run: bool
+    """Print what would run after trying 20 steps, and touch nothing."""
+    subset: SubsetConfig
+    optim: OptimConfig
+    loss: LossConfig
+    net: NetConfig
+    augment: AugmentConfig
+    loader: LoaderConfig
+    scale: ScaleConfig
+    eval: EvalConfig
+    checkpoint: CheckpointConfig
+    record: RecordConfig
+
+
+def net_options(config: PretrainConfig) -> dict[str, Any]:
+    """The constructor options that were given, besides drop path."""
+    given = {
+        field.name: getattr(config.net, field.name) for field in dataclasses.fields(config.net)
+    }
+    del given["drop_path"]
+    return {name: value for name, value in given.items() if value is not None}

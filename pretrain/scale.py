@@ -1,0 +1,161 @@
+"""Scale augmentation of whole batches, and DoG kernels that shrink with the images (section 4.4).
+
+With some probability a batch is downsampled by a factor s before the forward pass, so that the network
+sees scales that RandomResizedCrop, which only ever enlarges, never shows. Every DoGConv may then sample
+its kernels with fewer cells: at an unchanged extent the pattern shrinks as the image did. The thesis
+names no interpolation; ours is bilinear with antialiasing, as an image library makes smaller images:
+plain bilinear at s = 0.35 would read four of each eight pixels and show aliases that no small image has.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dogmed.errors import ConfigError
+from dogmed.models.dog import DoGConv2d
+
+_STREAM = 0x5CA1E  # keeps these draws apart from others of the same seed and step
+
+
+@dataclass(frozen=True)
+class Draw:
+    """What one batch meets."""
+
+    factor: float = 1.0
+    """Of the image's side."""
+    kernel_size: int | None = None
+    """Of every DoGConv; None leaves them as they are."""
+
+
+@dataclass(frozen=True)
+class BatchScale:
+    """The random scale of each step of a run.
+
+    Scale augmentation has ``resize_kernels`` 0, multi-kernel 1, hybrid 0.5. Draws depend on seed and
+    step alone: all processes and micro-batches of a step have the same, and a continued run goes on
+    with what would have come.
+
+    Args:
+        seed: of the run.
+        probability: that a batch is downsampled.
+        factors: smallest and largest factor, drawn uniformly.
+        resize_kernels: probability that a downsampled batch meets smaller kernels.
+        kernel_sizes: for factors from ``threshold`` on, and below it.
+        threshold: between the two kernel sizes.
+
+    Raises:
+        ConfigError: the factors are in the wrong order.
+    """
+
+    seed: int
+    probability: float
+    factors: tuple[float, float]
+    resize_kernels: float = 0.0
+    kernel_sizes: tuple[int, int] = (7, 5)
+    threshold: float = 0.6
+
+    def __post_init__(self) -> None:
+        low, high = self.factors
+        if not 0 < low <= high <= 1:
+            raise ConfigError(f"--scale.range {low} {high}: expected 0 < smallest <= largest <= 1")
+
+    def draw(self, step: int) -> Draw:
+        """Say what the batch of a step meets; steps count through all epochs."""
+        rng = np.random.default_rng(np.random.SeedSequence((self.seed, step, _STREAM)))
+        downsample, position, resize = rng.random(3)
+        if downsample >= self.probability:
+            return Draw()
+        low, high = self.factors
+        factor = low + (high - low) * position
+        if resize >= self.resize_kernels:
+            return Draw(factor)
+        return Draw(factor, self.kernel_sizes[0 if factor >= self.threshold else 1])
+
+
+def downsample(images: Tensor, factor: float) -> Tensor:
+    """Shrink a batch, (B, C, H, W), to round(factor H) x round(factor W), channels last."""
+    if factor == 1:
+        return images
+    height, width = (max(1, round(factor * side)) for side in images.shape[-2:])
+    smaller = F.interpolate(images, (height, width), mode="bilinear", antialias=True)
+    return smaller.contiguous(memory_format=torch.channels_last)
+
+
+@contextlib.contextmanager
+def resized_kernels(model: nn.Module, kernel_size: int | None) -> Iterator[None]:
+    """Let every DoGConv of ``model`` sample ``kernel_size`` cells inside the context; None changes none."""
+    layers = [module for module in model.modules() if isinstance(module, DoGConv2d)]
+    before = [layer.kernel_size for layer in layers]
+    try:
+        if kernel_size is not None:
+            for layer in layers:
+                layer.kernel_size = kernel_size
+        yield
+    finally:
+        for layer, size in zip(layers, before, strict=True):
+            layer.kernel_size = size
+
+
+class TwoSpeeds(nn.Module):
+    """One network for two kinds of batches: compiled for whole images, eager for downsampled ones.
+
+    Downsampled batches come in a hundred sizes, and compiling for each would cost more than it saves;
+    they are a fifth of the batches and less than a tenth of the pixels. Both ways share the parameters.
+
+    Args:
+        model: the bare network.
+        compiled: the same network compiled, or itself.
+    """
+
+    def __init__(self, model: nn.Module, compiled: nn.Module):
+        super().__init__()
+        self.model = model
+        self._compiled = (compiled,)  # in a tuple: its parameters are those of the model
+
+    def forward(self, images: Tensor, whole: bool) -> Tensor:
+        """(B, 3, H, W) -> (B, classes)"""
+        return self._compiled[0](images) if whole else self.model(images)
+
+
+def refuse_unusable(model: nn.Module, name: str, scale: BatchScale, size: int) -> None:
+    """Make sure that the model can take the smallest batch, and has kernels to resize if that is asked.
+
+    Raises:
+        ConfigError: it cannot, or has none; or a smaller kernel size is even or not smaller.
+    """
+    if scale.resize_kernels:
+        layers = [module for module in model.modules() if isinstance(module, DoGConv2d)]
+        if not layers:
+            raise ConfigError(
+                f"{name} has no DoGConv, and only their kernels can be resized: give "
+                "--scale.resize-kernels 0 (plain scale augmentation), or a dognext_* model"
+            )
+        largest, (large, small) = layers[0].kernel_size, scale.kernel_sizes
+        if not small <= large <= largest or any(k % 2 == 0 for k in scale.kernel_sizes):
+            raise ConfigError(
+                f"--scale.kernel-sizes {large} {small}: expected odd sizes that fall from "
+                f"--net.kernel-size {largest}"
+            )
+    side = max(1, round(scale.factors[0] * size))
+    smallest = scale.kernel_sizes[1] if scale.resize_kernels else None
+    training = model.training
+    parameter = next(model.parameters())
+    image = torch.zeros(1, 3, side, side, device=parameter.device, dtype=parameter.dtype)
+    try:
+        with torch.no_grad(), resized_kernels(model, smallest):
+            model.eval()(image)
+    except (RuntimeError, AssertionError, ValueError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise ConfigError(
+            f"{name} cannot take {side} px images, to which --scale.range {scale.factors[0]:g} shrinks "
+            f"those of {size} px ({reason}); give a larger --size or a larger smallest factor"
+        ) from error
+    finally:
+        model.train(training)
