@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from dogmed.console import table
 from dogmed.data.npz import open_npz, write_npz
 from dogmed.data.prepared import load_prepared, prepared_folders, verify_prepared
 from dogmed.data.progress import Console, Progress, human
@@ -84,7 +85,7 @@ def data_list(*, cache_dir: Path | None = None) -> int:
         counts = [f"{samples[split]:,}" for split in SPLITS]
         kind, channels = task.kind, "RGB" if task.channels == 3 else "grey"
         rows.append((name, kind, str(task.num_classes), channels, *counts, task.licence))
-    _table(rows)
+    table(rows)
     cache = cache_dir or default_cache_dir()
     print(f"\nprepared in {cache}:")
     rows = [("folder", "task", "size", "from", "source", "images", "disk")]
@@ -98,7 +99,7 @@ def data_list(*, cache_dir: Path | None = None) -> int:
         source = found.source.upper() if found.source == "synthetic" else found.source
         rows.append((folder.name, found.task.name, str(found.size), str(found.source_size), source,
                      f"{images:,}", disk))  # fmt: skip
-    _table(rows) if len(rows) > 1 else print("nothing yet")
+    table(rows) if len(rows) > 1 else print("nothing yet")
     return 0
 
 
@@ -149,7 +150,7 @@ def data_verify(
             rows.append((path.name, state, remark))
     if data_dir is not None and not data_dir.is_dir():
         raise DataError(f"--data-dir {data_dir} is not a folder")
-    _table(rows) if len(rows) > 1 else print(f"nothing to verify in {cache}")
+    table(rows) if len(rows) > 1 else print(f"nothing to verify in {cache}")
     return 1 if damaged else 0
 
 
@@ -199,11 +200,3 @@ def _verify_npz(path: Path, file: OfficialFile | None, progress: Progress) -> tu
     except DataError as error:
         return "DAMAGED", str(error)
     return "ok", f"variant, MD5 {md5}" if file is not None else "whole"
-
-
-def _table(rows: list[tuple[str, ...]]) -> None:
-    """Print left-aligned columns."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    for row in rows:
-        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        print("  ".join(cells).rstrip())
