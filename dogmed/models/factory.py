@@ -15,6 +15,7 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 
 import dogmed.models  # noqa: F401  (registers the DoGNeXt family in timm)
+from dogmed.config import recipes
 from dogmed.errors import ConfigError, WeightsError, nearest
 from dogmed.models.grn import with_fast_grn
 from dogmed.models.hub import fetch
@@ -29,17 +30,6 @@ from dogmed.weights.records import (
     weights_file,
     weights_path,
 )
-
-RECIPES = (
-    "imagenet50ep",
-    "imagenet600ep",
-    "imagenet200perclass",
-    "imagenet50classes",
-    "imagenet50ep-scale",
-    "imagenet50ep-multikernel",
-    "imagenet50ep-hybrid",
-)
-"""Pretrainings of the thesis, by the names their weights go by in a store."""
 
 # timm's tag for the weights that ConvNeXt V2's authors published after ImageNet-1K fine-tuning: for
 # atto to nano those of 600 epochs, so they stand in for imagenet600ep where the store has none.
@@ -169,14 +159,17 @@ def _find(init: str, name: str, in_chans: int, store: Path, options: dict[str, A
 
 def _nothing_found(init: str, name: str, store: Path, path: Path) -> str:
     """Say what was looked for where, what comes close, and what to do."""
-    prefix, suffix = f"{name}.", path.suffix
-    files = [file.name for file in list_weights(store) if file.name.startswith(prefix)]
-    here = [file.removeprefix(prefix).removesuffix(suffix) for file in files]
-    close = nearest(init, here if init in RECIPES else [*here, *RECIPES, "scratch"])
-    ways = ["put the file there, or name its folder with --weights-dir or itself with --init PATH"]
-    if init in RECIPES:
-        command = f"dogmed pretrain --recipe {init} --model {name} --data IMAGENET"
-        ways.append(f"versions that have 'dogmed pretrain' make it with: {command}")
+    files = [file.stem for file in list_weights(store)]
+    here = [file.removeprefix(f"{name}.") for file in files if file.startswith(f"{name}.")]
+    shipped = recipes("pretrain")
+    close = nearest(init, here if init in shipped else [*here, *shipped, "scratch"])
+    ways = ["dogmed weights list shows all; --weights-dir names another store, --init PATH a file"]
+    if init in shipped:
+        ways = [
+            f"dogmed pretrain --recipe {init} --model {name} --data IMAGENET makes it, or "
+            f"dogmed weights import FILE --recipe {init} --model {name} takes it from a file, or "
+            f"name its folder with --weights-dir or itself with --init PATH"
+        ]
     if init in _PUBLISHED:
         ways.append("published are those of convnextv2_* only: give --model convnextv2_atto")
     if _tags(name):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 from pathlib import Path
@@ -150,7 +151,9 @@ def test_files(store: Path, form: str) -> None:
     init = source
     if form == "pt":
         init = store / "weights.pt"
-        torch.save({"model": state}, init)
+        average = {n: torch.zeros_like(v) for n, v in state.items()}
+        options = argparse.Namespace(lr=0.1)
+        torch.save({"model_ema": average, "model": state, "args": options}, init)
     elif form == "last":
         init = store / "last.pt"
         checkpoint.save(init, {"model": state})
@@ -186,11 +189,20 @@ def test_other_options_are_told(store: Path) -> None:
             "imagenet600ep",
             [
                 "(did you mean 'imagenet50ep'?)",
-                "dogmed pretrain --recipe imagenet600ep",
+                "dogmed pretrain --recipe imagenet600ep --model dognext_test --data IMAGENET",
+                "dogmed weights import FILE --recipe imagenet600ep --model dognext_test",
                 "published are those of convnextv2_* only: give --model convnextv2_atto",
             ],
         ),
-        ("imagnet50ep", ["(did you mean 'imagenet50ep'?)", "(there for this model: imagenet50ep)"]),
+        (
+            "imagnet50ep",
+            [
+                "(did you mean 'imagenet50ep'?)",
+                "(there for this model: imagenet50ep)",
+                "dogmed weights list",
+            ],
+        ),
+        ("imagenet50ep-hybird", ["(did you mean 'imagenet50ep-hybrid'?)"]),
         ("scrach", ["(did you mean 'scratch'?)"]),
     ],
 )
