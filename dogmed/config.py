@@ -92,7 +92,7 @@ def choose_recipe(argv: Sequence[str], default: str) -> str:
     rest, file = _take_config_flag(argv)
     if file is not None:
         name = read_yaml(file).get("recipe", name)
-    for word, following in zip(rest, [*rest[1:], ""], strict=True):
+    for word, following in zip(rest, [*rest, ""][1:], strict=True):
         flag, equals, value = word.partition("=")
         if flag == "--recipe":
             name = value if equals else following

@@ -12,20 +12,19 @@ from dogmed import config as configuration
 from dogmed.console import Console, duration
 from dogmed.data.progress import human
 from dogmed.errors import ConfigError, WeightsError
-from dogmed.models.weights import (
-    DataRecord,
-    WeightsRecord,
-    default_weights_dir,
-    read_record,
-    read_weights,
-    save_weights,
-    weights_path,
-)
+from dogmed.models.weights import read_weights, save_weights
 from dogmed.pretrain.build import Network
 from dogmed.pretrain.config import PretrainConfig
 from dogmed.pretrain.folder import PretrainFolder
 from dogmed.pretrain.images import ImageSet
 from dogmed.pretrain.loop import Loop
+from dogmed.weights.records import (
+    DataRecord,
+    WeightsRecord,
+    default_weights_dir,
+    read_record,
+    weights_path,
+)
 
 LINE_SECONDS = 60  # without a terminal, a long epoch says how it goes this often
 ELSEWHERE = ("data", "cache_dir", "weights_dir", "out", "device", "dry_run", "resume", "tracking")
@@ -61,11 +60,7 @@ class Store:
         Raises:
             ConfigError: other weights are there, a folder cannot be written, or the disk is too full.
         """
-        if self._holds_other() and not self.overwrite:
-            raise ConfigError(
-                f"{self.path} holds weights of another run: give another --weights-dir, move the file "
-                "away, or replace it with --overwrite-weights"
-            )
+        self.refuse_other()
         # weights; for the last checkpoint also two moments, and twice while it is replaced
         need = {self.path.parent: 4 * parameters, self.final.parent: (2 * 3 + 2) * 4 * parameters}
         for folder, size in need.items():
@@ -79,6 +74,18 @@ class Store:
                     f"{folder} has {human(free)} free, and the checkpoints of this model take "
                     f"{human(size)}: free some space, or give another --out or --weights-dir"
                 )
+
+    def refuse_other(self) -> None:
+        """Make sure that nobody's weights would be replaced unasked.
+
+        Raises:
+            ConfigError: other weights are there.
+        """
+        if self._holds_other() and not self.overwrite:
+            raise ConfigError(
+                f"{self.path} holds weights of another run: give another --weights-dir, move the file "
+                "away, or replace it with --overwrite-weights"
+            )
 
     def publish(self) -> str:
         """Copy the run's weights into the store; returns a line that says what was done."""

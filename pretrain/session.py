@@ -13,13 +13,14 @@ from dogmed.console import Console, Stopper
 from dogmed.distributed import World
 from dogmed.errors import ConfigError, DogmedError
 from dogmed.models.cost import count_parameters, describe_cost
-from dogmed.models.weights import WeightsRecord, read_weights, save_weights
+from dogmed.models.weights import read_weights, save_weights
 from dogmed.pretrain import build, result, subset
 from dogmed.pretrain.config import PretrainConfig
 from dogmed.pretrain.folder import PretrainFolder
 from dogmed.pretrain.images import ImageSet
 from dogmed.pretrain.loop import Loop
 from dogmed.provenance import peak_memory, provenance
+from dogmed.weights.records import WeightsRecord
 
 EXPERIMENT = "dogmed-pretrain"
 LIBRARIES = ("torch", "torchvision", "timm", "numpy", "pillow")

@@ -1,0 +1,123 @@
+"""Scale augmentation: what is drawn, what is resized, and what is refused."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+
+import dogmed.models  # noqa: F401  (registers the DoGNeXt family)
+from dogmed.errors import ConfigError
+from dogmed.models import DoGConv2d
+from dogmed.pretrain.scale import (
+    BatchScale,
+    Draw,
+    TwoSpeeds,
+    downsample,
+    refuse_unusable,
+    resized_kernels,
+)
+
+STEPS = 20_000
+
+
+def draws(resize_kernels: float, seed: int = 3) -> list[Draw]:
+    scale = BatchScale(seed, 0.2, (0.35, 0.9), resize_kernels)
+    return [scale.draw(step) for step in range(STEPS)]
+
+
+def test_factors_are_drawn_with_the_stated_probability_and_range() -> None:
+    factors = np.array([draw.factor for draw in draws(0.0)])
+    small = factors[factors < 1]
+    assert abs(len(small) / STEPS - 0.2) < 4 * (0.2 * 0.8 / STEPS) ** 0.5
+    assert 0.35 <= small.min() < 0.36 and 0.89 < small.max() <= 0.9
+    counts, _ = np.histogram(small, bins=11, range=(0.35, 0.9))
+    assert ((counts - counts.mean()) ** 2 / counts.mean()).sum() < 29.6  # chi-square, 10 df, 0.1%
+
+
+@pytest.mark.parametrize("resize", [0.0, 0.5, 1.0])
+def test_kernels_follow_the_factor(resize: float) -> None:
+    small = [draw for draw in draws(resize) if draw.factor < 1]
+    for draw in small:
+        assert draw.kernel_size in (None, 7 if draw.factor >= 0.6 else 5)
+    resized = np.mean([draw.kernel_size is not None for draw in small])
+    assert abs(resized - resize) <= 4 * (resize * (1 - resize) / len(small)) ** 0.5
+    assert all(d.kernel_size is None for d in draws(resize) if d.factor == 1)
+
+
+def test_draws_depend_on_seed_and_step_alone_and_modes_share_their_factors() -> None:
+    assert draws(0.5) == draws(0.5)
+    assert [d.factor for d in draws(0.0)] == [d.factor for d in draws(1.0)]
+    assert draws(0.5) != draws(0.5, seed=4)
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    BatchScale(0, 0.2, (0.35, 0.9)).draw(7)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_a_batch_is_downsampled_as_an_image_library_does() -> None:
+    torch.manual_seed(0)
+    images = torch.rand(2, 3, 224, 200).to(memory_format=torch.channels_last)
+    smaller = downsample(images, 0.35)
+    assert smaller.shape == (2, 3, 78, 70)
+    assert smaller.is_contiguous(memory_format=torch.channels_last)
+    # every pixel counts: the mean stays, and noise is averaged away
+    torch.testing.assert_close(smaller.mean(), images.mean(), rtol=0, atol=2e-3)
+    plain = F.interpolate(images, (78, 70), mode="bilinear")
+    assert smaller.std() < 0.75 * plain.std()
+    assert downsample(images, 1.0) is images
+
+
+def test_kernels_are_resized_inside_the_context_only() -> None:
+    model = timm.create_model("dognext_test", kernel_size=9).eval()
+    layers = [m for m in model.modules() if isinstance(m, DoGConv2d)]
+    images = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        whole = model(images)
+        with resized_kernels(model, 5):
+            assert {layer.kernel_size for layer in layers} == {5}
+            small = model(images)
+            masses = [layer.kernel().sum((1, 2, 3)) for layer in layers]
+        for layer, mass in zip(layers, masses, strict=True):  # the pattern is resized, not cut
+            torch.testing.assert_close(mass, layer.kernel().sum((1, 2, 3)), rtol=1e-4, atol=1e-5)
+        assert not torch.equal(whole, small)
+        torch.testing.assert_close(model(images), whole, rtol=0, atol=0)
+    with pytest.raises(KeyError), resized_kernels(model, 7):
+        raise KeyError
+    assert {layer.kernel_size for layer in layers} == {9}
+
+
+def test_two_speeds_share_parameters_and_names() -> None:
+    model = timm.create_model("dognext_test", num_classes=3)
+    calls = []
+    both = TwoSpeeds(model, torch.nn.Sequential(model))
+    both._compiled[0].register_forward_hook(lambda *_: calls.append("compiled"))
+    assert len(list(both.parameters())) == len(list(model.parameters()))
+    images = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(both(images, True), both(images, False))
+    assert calls == ["compiled"]
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "size", "said"),
+    [
+        ("resnet18", {"resize_kernels": 1.0}, 64, "resnet18 has no DoGConv"),
+        ("dognext_test", {"resize_kernels": 1.0, "kernel_sizes": (9, 5)}, 64, "expected odd sizes"),
+        ("dognext_test", {"resize_kernels": 0.5, "kernel_sizes": (5, 4)}, 64, "expected odd sizes"),
+        ("convnextv2_atto", {}, 64, "cannot take 22 px images"),
+    ],
+)
+def test_what_a_model_cannot_do_is_refused(name: str, options: dict, size: int, said: str) -> None:
+    model = timm.create_model(name)
+    scale = BatchScale(0, 0.2, (0.35, 0.9), **options)
+    with pytest.raises(ConfigError, match=said):
+        refuse_unusable(model, name, scale, size)
+    assert model.training
+    refuse_unusable(model, name, BatchScale(0, 0.2, (0.5, 0.9)), 128)
+
+
+def test_factors_in_the_wrong_order_are_refused() -> None:
+    with pytest.raises(ConfigError, match="smallest <= largest"):
+        BatchScale(0, 0.2, (0.9, 0.35))
