@@ -326,5 +326,6 @@ class Session:
             if path.is_file():
                 tracked.log_artifact(path)
         scores = {f"final_{name}": report["val"][name] for name in ("acc1", "acc5")}
-        tracked.log_weights(folder.final, self.store.path.stem, scores)
+        name = f"{self.config.model}-{self.config.recipe}".replace(".", "_")  # MLflow takes no dots
+        tracked.log_weights(folder.final, name, scores)
         tracked.log_artifact(folder.stage_result(report))
