@@ -38,6 +38,7 @@ _DTYPES = (
     torch.float32, torch.float64, torch.float16, torch.bfloat16,
     torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool,
 )  # fmt: skip
+_PLAIN_DATA = [argparse.Namespace]  # holds a training script's options, beside its weights
 _WRAPPERS = ("module.", "_orig_mod.")  # DistributedDataParallel's and torch.compile's
 
 
@@ -120,6 +121,8 @@ def read_weights(
         raise WeightsError(f"no weights at {path}: no such file")
     record = None
     if path.suffix == SUFFIX:
+        if average:
+            raise WeightsError(f"{path} holds weights alone, no average beside them")
         record = read_record(path)
         try:
             state = safetensors.torch.load_file(path)
@@ -181,8 +184,7 @@ def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
 
 def _torch_load(path: Path) -> Any:
     try:
-        # a training script's options lie beside its weights, plain data in a Namespace
-        with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
+        with warnings.catch_warnings(), torch.serialization.safe_globals(_PLAIN_DATA):
             warnings.simplefilter("ignore")  # of old formats; what is wrong is said below
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # reading a damaged pickle can fail in any way
@@ -199,7 +201,8 @@ def _torch_load(path: Path) -> Any:
 def _code_in(path: Path) -> list[str]:
     """Name the classes and functions that unpickling ``path`` would call, if it can be told."""
     try:
-        return torch.serialization.get_unsafe_globals_in_checkpoint(path)
+        with torch.serialization.safe_globals(_PLAIN_DATA):
+            return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
     except Exception:  # as above
         return []
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import hashlib
 import json
@@ -238,8 +239,9 @@ def test_our_own_checkpoint(tmp_path: Path) -> None:
 
 
 def test_a_pickle_that_needs_code_is_refused(tmp_path: Path) -> None:
-    torch.save(_model(), tmp_path / "model.pt")
-    with pytest.raises(WeightsError, match=r"needs code to be read \(.*timm.*which is refused"):
+    content = {"args": argparse.Namespace(lr=0.1), "model": _model()}
+    torch.save(content, tmp_path / "model.pt")
+    with pytest.raises(WeightsError, match=r"needs code to be read \(timm.*which is refused"):
         read_weights(tmp_path / "model.pt")
 
 

@@ -233,6 +233,9 @@ def test_an_average_beside_the_weights_is_asked_for(
     torch.save(plain, file)
     assert run(tmp_path, *stated, "none", "--take", "average") == 2
     assert "holds no average" in capsys.readouterr().err
+    alone = tmp_path / "dognext_test.only.safetensors"
+    assert run(tmp_path, alone, *stated[1:], "none", "--take", "average") == 2
+    assert "no average beside them" in capsys.readouterr().err
 
 
 def test_a_record_in_the_file_is_kept(tmp_path: Path) -> None:
