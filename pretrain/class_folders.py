@@ -9,7 +9,7 @@ import numpy as np
 
 from dogmed.errors import DataError
 from dogmed.pretrain.images import SUFFIXES
-from dogmed.pretrain.names import Names
+from dogmed.pretrain.names import Names, rank
 
 
 class FolderSource:
@@ -38,13 +38,13 @@ def scan(folder: Path) -> tuple[tuple[str, ...], np.ndarray, FolderSource]:
     counts = []
     for label in classes:
         with os.scandir(folder / label) as entries:
-            files = sorted(
+            files = [
                 e.name
                 for e in entries
                 if os.path.splitext(e.name)[1].lower() in SUFFIXES  # noqa: PTH122 (a million times)
                 and not e.name.startswith(".")
-            )
-        names += [f"{label}/{file}" for file in files]
+            ]
+        names += [f"{label}/{file}" for file in sorted(files, key=rank)]
         counts.append(len(files))
     labels = np.repeat(np.arange(len(classes), dtype=np.int64), counts)
     return classes, labels, FolderSource(folder, Names.pack(names))

@@ -3,7 +3,7 @@
 An ``ImageSet`` knows its labels and reads the i-th file; nothing is decoded or held before it is asked
 for. All forms give random access, because an epoch that can be resumed exactly needs it; timm's own
 readers of folders and of Hugging Face data sets have it, its webdataset reader streams (see
-``dogmed.pretrain.shards``). Folders and shards are ordered by class and name, so that the same files in
+``dogmed.pretrain.shards``). Folders and shards are sorted by class and name, so that the same files in
 either form give the same subsets, order and random crops. This module loads no PyTorch.
 """
 

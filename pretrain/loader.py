@@ -139,8 +139,14 @@ class ImageBatches:
             yield [self._to_device(micro) for micro in ready if micro]
 
     def close(self) -> None:
-        """End the workers; iterating again starts new ones."""
-        self._loader._iterator = None
+        """End the workers now; iterating again starts new ones.
+
+        Left to the garbage collector, each may keep the process waiting for seconds at its end.
+        """
+        running: Any = self._loader._iterator  # PyTorch has no public way
+        if running is not None:
+            running._shutdown_workers()
+            self._loader._iterator = None
 
     def _global_batches(self) -> list[np.ndarray]:
         """The remaining global batches of the epoch, as indices."""

@@ -48,6 +48,15 @@ class Names(Sequence[str]):
         )
 
 
+def rank(name: str) -> tuple[str, str]:
+    """What files of a class are sorted by: the name without its suffix, dots as underscores.
+
+    Packing into shards changes suffixes and dots; sorted so, the order stays.
+    """
+    stem = name.rpartition(".")[0] or name
+    return stem.replace(".", "_"), name
+
+
 def shuffled(n: int, *key: int) -> np.ndarray:
     """A permutation of 0..n-1 that ``key`` decides, the same on every platform and numpy version.
 

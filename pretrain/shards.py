@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import tarfile
+import zipfile
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -25,7 +26,7 @@ from dogmed.data.progress import Progress
 from dogmed.data.writer import locked, make_folder, read_json
 from dogmed.errors import DataError
 from dogmed.pretrain.images import SUFFIXES
-from dogmed.pretrain.names import Names
+from dogmed.pretrain.names import Names, rank
 
 FORMAT = 1  # of the index files
 INFO_FILES = ("info.json", "_info.json")  # where webdataset sets describe themselves
@@ -132,7 +133,7 @@ def _build(
     names = found.names
     if len(set(names)) < len(names):  # keys that begin anew in each shard
         names = [f"{shards[s].stem}:{name}" for s, name in zip(found.shard, names, strict=True)]
-    order = np.array(sorted(range(len(names)), key=lambda i: (labels[i], names[i])))
+    order = np.array(sorted(range(len(names)), key=lambda i: (labels[i], rank(names[i]))))
     packed = Names.pack(names[i] for i in order)
     columns = {name: np.array(getattr(found, name))[order] for name in ("shard", "offset", "size")}
     return {
@@ -216,7 +217,7 @@ def _load(file: Path, facts: dict[str, Any]) -> dict[str, Any] | None:
             if head["facts"] != facts:
                 return None
             return {"classes": head["classes"], **{name: saved[name] for name in _ARRAYS}}
-    except (OSError, ValueError, KeyError, EOFError):
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
 
 
