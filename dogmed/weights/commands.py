@@ -268,9 +268,10 @@ def _accuracy(record: WeightsRecord) -> str:
 
 
 def _readable(value: Any) -> str:
-    if value is None or value == () or value == "":
+    if value in (None, "", (), []):
         return "not stated"
     if isinstance(value, list | tuple):
-        shown = ", ".join(map(str, value[:10]))
-        return shown if len(value) <= 10 else f"{shown}, ... ({len(value)})"
+        between = " | " if isinstance(value[0], str) else " "  # names may hold commas
+        shown = between.join(map(str, value[:10]))
+        return shown if len(value) <= 10 else f"{shown} ... ({len(value)} in all)"
     return str(value)

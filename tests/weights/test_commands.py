@@ -93,7 +93,7 @@ def test_show(
     lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
     assert lines["score.val_acc5"] == "0.8976"
     assert lines["training.optim.lr_base"] == "0.0002"
-    assert lines["data.mean"] == "0.5, 0.5, 0.5"
+    assert lines["data.mean"] == "0.5 0.5 0.5"
     assert lines["seed"] == lines["data.licence"] == "not stated"
     assert {key.partition(".")[0] for key in lines} == {*content, "file", "disk"}
 
