@@ -38,7 +38,7 @@ _DTYPES = (
     torch.float32, torch.float64, torch.float16, torch.bfloat16,
     torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool,
 )  # fmt: skip
-_PLAIN_DATA: list[Any] = [argparse.Namespace]  # holds a training script's options, beside its weights
+_PLAIN_DATA: list[Any] = [argparse.Namespace]  # a training script's options, beside its weights
 _WRAPPERS = ("module.", "_orig_mod.")  # DistributedDataParallel's and torch.compile's
 
 
