@@ -291,5 +291,5 @@ def _cut(items: np.ndarray, size: int) -> list[np.ndarray]:
     return [items[start : start + size] for start in range(0, len(items), max(1, size))]
 
 
-def _as_it_is(chunk: dict[str, Any]) -> dict[str, Any]:
+def _as_it_is(chunk: Any) -> Any:
     return chunk

@@ -74,7 +74,7 @@ def index_shards(
     """
     info: dict[str, Any] = next((i for n in INFO_FILES if (i := read_json(root / n))), {})
     named = info.get("classes")
-    facts = {
+    facts: dict[str, Any] = {
         "format": FORMAT,
         "classes": named if isinstance(named, list) else None,
         "shards": [[str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns] for p in shards],

@@ -335,6 +335,20 @@ def test_reduced_decoding_is_full_decoding_where_the_crop_is_small(
     assert torch.equal(joined(epoch(reduced)), joined(epoch(batches())))
 
 
+def test_posterizing_to_no_bits_is_black_as_it_used_to_be(train: ImageSet) -> None:
+    image, seen = train.open(0), 0
+    for policy in ("rand-m10-inc1", "original", "v0", "augmix-m10"):
+        steps = augment(auto_augment=policy).rest.transforms
+        ops = [op for step in steps for op in getattr(step, "ops", [])]
+        ops += [op for step in steps for pair in getattr(step, "policy", []) for op in pair]
+        for op in (op for op in ops if op.name.startswith("Posterize")):
+            for bits in range(9):  # the definition of Pillow until version 12
+                table = [i & ~(2 ** (8 - bits) - 1) for i in range(256)] * 3
+                assert op.aug_fn(image, bits).tobytes() == image.point(table).tobytes()
+            seen += 1
+    assert seen >= 4
+
+
 def test_arguments_that_do_not_fit(batches: Callable[..., ImageBatches]) -> None:
     with pytest.raises(ConfigError, match="batch size 41 is more than the 40 training images"):
         batches(batch_size=41)
