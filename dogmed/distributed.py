@@ -6,16 +6,25 @@ process joins the group: NCCL on CUDA, gloo on the CPU.
 
 from __future__ import annotations
 
+import ctypes
 import os
+import socket
+import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from dogmed.errors import ConfigError
+
+MEETING_TIME = timedelta(minutes=15)  # the slowest node has so long to start its processes
+
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # glibc's malloc.h
 
 
 @dataclass(frozen=True)
@@ -76,13 +85,73 @@ def join(device: str = "auto") -> Iterator[World]:
     chosen = find_device(device, local_rank if size > 1 else None)
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
+    else:
+        keep_freed_memory()
     if size > 1:
-        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+        backend = "nccl" if chosen.type == "cuda" else "gloo"
+        if os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") == "0":
+            dist.init_process_group(backend)
+        else:
+            dist.init_process_group(
+                backend, store=fresh_store(rank, size), rank=rank, world_size=size
+            )
     try:
         yield World(rank, size, chosen)
     finally:
         if size > 1:
             dist.destroy_process_group()
+
+
+def keep_freed_memory() -> None:
+    """Have the C library reuse the memory of freed tensors; with glibc only, elsewhere nothing.
+
+    By default glibc maps every large tensor anew and gives it back when freed, and a training step
+    on a CPU spends a good part of its time on the pages' first touch (docs/performance.md).
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_MAX, 0)
+        mallopt(_M_TRIM_THRESHOLD, -1)
+
+
+def fresh_store(rank: int, size: int) -> dist.Store:
+    """Meet the other processes of this start in a store that no earlier start has written to.
+
+    Processes that torchrun restarts find in its store the addresses of those that died, and wait for them
+    or fail (pytorch issue 135712). Its restart counts differ between nodes, so they cannot tell starts
+    apart. Here the main process opens a store of its own and tells it to whoever says hello with a name
+    that is new; a hello of an earlier start is answered too, and nobody hears it.
+
+    Args:
+        rank: of this process.
+        size: number of processes.
+
+    Raises:
+        torch.distributed.DistStoreError: the others did not come in time.
+    """
+    alone = os.environ.get("LOCAL_WORLD_SIZE") == str(size)
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    public = dist.PrefixStore("dogmed", dist.TCPStore(address, port, timeout=MEETING_TIME))
+    if rank > 0:
+        name = uuid.uuid4().hex
+        public.set(f"hello{rank}", name)
+        host, _, own_port = public.get(f"answer{name}").decode().rpartition(":")  # waits for it
+        store = dist.TCPStore(host, int(own_port), timeout=MEETING_TIME)
+        store.add("met", 1)
+        return store
+    store = dist.TCPStore("localhost", 0, is_master=True, timeout=MEETING_TIME)
+    where = f"{'localhost' if alone else socket.getfqdn()}:{store.port}"
+    deadline = time.monotonic() + MEETING_TIME.total_seconds()
+    answered: set[str] = set()
+    while store.add("met", 0) < size - 1:
+        for key in (f"hello{other}" for other in range(1, size)):
+            if public.check([key]) and (name := public.get(key).decode()) not in answered:
+                public.set(f"answer{name}", where)
+                answered.add(name)
+        if time.monotonic() > deadline:
+            raise dist.DistStoreError(f"{size - 1} other processes were to come, not all did")
+        time.sleep(0.05)
+    return store
 
 
 def find_device(name: str, local_rank: int | None = None) -> torch.device:

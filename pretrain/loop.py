@@ -96,7 +96,6 @@ class Loop:
             network = DistributedDataParallel(
                 network,
                 device_ids=[world.device.index] if world.device.type == "cuda" else None,
-                broadcast_buffers=False,  # the main process's count, see _share_buffers
                 gradient_as_bucket_view=True,
             )
         self.network = network
