@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-TIMED_EPOCHS = 2
+TIMED_EPOCHS = 1
 GPU_TIMED_EPOCHS = 20
 
 
