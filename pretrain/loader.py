@@ -9,7 +9,10 @@ a few images, so that no batch waits for one of them and little shared memory is
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import signal
+import threading
 import time
 import warnings
 from collections.abc import Iterator
@@ -277,7 +280,7 @@ def worker_errors() -> Iterator[None]:
 
 
 def ready_worker(_: int) -> None:
-    """Leave stop signals to the main process, which ends its workers itself.
+    """Leave stop signals to the main process, which ends its workers itself; end with it if it is killed.
 
     Ctrl-C and Slurm signal every process of a job. A second SIGTERM ends the worker: that is how
     the main process ends one that does not answer.
@@ -285,6 +288,18 @@ def ready_worker(_: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
     warnings.filterwarnings("ignore", module="PIL")  # odd EXIF data, once per worker and file
+    parent = multiprocessing.parent_process()
+    assert parent is not None  # a worker has one
+    threading.Thread(
+        target=_end_with, args=(parent.pid,), name="dogmed-parent", daemon=True
+    ).start()
+
+
+def _end_with(parent: int) -> None:
+    """End this process when ``parent`` is gone; PyTorch's own watch hangs on a full pipe to it."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
 
 
 def _cut(items: np.ndarray, size: int) -> list[np.ndarray]:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import signal
+import subprocess
+import sys
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -111,6 +114,20 @@ def test_a_stopped_pack_goes_on_after_its_last_whole_shard(
     first = (out / "train-000000.tar").stat().st_mtime_ns
     assert hashes(run("stopped", workers=2)) == whole
     assert (out / "train-000000.tar").stat().st_mtime_ns == first
+
+
+def test_workers_end_with_a_killed_pack(noisy: Path, tmp_path: Path) -> None:
+    code = (
+        "from dogmed.pretrain import pack; import os, signal, sys, pathlib\n"
+        "pack._add = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "pack.pack(data=pathlib.Path(sys.argv[1]), out=pathlib.Path('out'), short_side=500, quality=90,\n"
+        "          shard_mb=1, workers=2, max_bad=0, cache_dir=pathlib.Path('cache'))"
+    )
+    words = [sys.executable, "-c", code, str(noisy)]
+    # returns when the last process that holds the pipe has ended
+    done = subprocess.run(words, cwd=tmp_path, stdout=subprocess.PIPE, timeout=60)
+    assert done.returncode == -signal.SIGKILL
+    assert not list((tmp_path / "out").glob("*.tar"))
 
 
 def test_done_is_done_and_another_pack_needs_another_folder(
