@@ -248,6 +248,8 @@ class Session:
             params=count_parameters(self.model),
             recipe="finetune",
             init=config.init,
+            options=self.network.loaded.options,
+            seed=config.seed,
             epochs=progress.epoch,
             score={k: v for k, v in progress.best_scores.items() if v is not None},
             data=DataRecord(

@@ -67,7 +67,8 @@ def build_model(
         drop_path_rate: stochastic depth; for a model without any, ``Loaded.notes`` says so.
         in_chans: channels of the images. timm adapts its own weights to it; no others are adapted.
         weights_dir: the store of named weights; None is ``default_weights_dir()``.
-        options: further arguments of the model's constructor.
+        options: further arguments of the model's constructor. Where weights were trained with some
+            (their record says which), the model gets the same unless others are given here.
 
     Returns:
         The model, on the CPU and in training mode, and what was loaded; its ``str()`` is one line.
@@ -77,17 +78,24 @@ def build_model(
         WeightsError: weights not found, damaged, or not those of this model.
     """
     options = dict(options or {})
+    _refuse_unknown(name)
+    found = None
+    if init != "scratch":
+        store = default_weights_dir() if weights_dir is None else Path(weights_dir)
+        found = _find(init, name, in_chans, store, options)
+        if found.record is not None and found.trained == name:
+            options = {**found.record.options, **options}
     model = with_fast_grn(_create(name, num_classes, in_chans, drop_path_rate, options))
     notes = []
     if drop_path_rate and not any(isinstance(m, DropPath) for m in model.modules()):
         notes.append(f"{name} has no drop path: the rate of {drop_path_rate:g} does nothing")
-    if init == "scratch":
-        return model, Loaded(init, notes=tuple(notes))
-    store = default_weights_dir() if weights_dir is None else Path(weights_dir)
-    found = _find(init, name, in_chans, store, options)
+    if found is None:
+        return model, Loaded(init, options=options, notes=tuple(notes))
     not_taken = load_into(model, found.state, source=found.source, trained=found.trained)
     if found.record is not None and found.record.options != options:
         notes.append(f"trained with options {found.record.options}, built with {options}")
+    elif options:
+        notes.append(f"built with {', '.join(f'{k}={v}' for k, v in options.items())}")
     return model, Loaded(
         init,
         source=found.source,
@@ -96,6 +104,7 @@ def build_model(
         not_taken=not_taken,
         data=found.data,
         record=found.record,
+        options=options,
         notes=(*found.notes, *notes),
     )
 
@@ -114,10 +123,8 @@ class _Found:
     notes: tuple[str, ...] = ()
 
 
-def _create(
-    name: str, num_classes: int, in_chans: int, drop_path_rate: float, options: dict[str, Any]
-) -> nn.Module:
-    """Create the model with drop path if its constructor takes it, else without."""
+def _refuse_unknown(name: str) -> None:
+    """Raise ConfigError unless ``name`` is a model's, without a tag."""
     if "." in name and timm.is_model(name):
         base, _, tag = name.partition(".")
         raise ConfigError(
@@ -125,6 +132,12 @@ def _create(
         )
     if not timm.is_model(name):
         raise ConfigError(f"unknown model '{name}'{nearest(name, timm.list_models())}")
+
+
+def _create(
+    name: str, num_classes: int, in_chans: int, drop_path_rate: float, options: dict[str, Any]
+) -> nn.Module:
+    """Create the model with drop path if its constructor takes it, else without."""
     arguments = {"num_classes": num_classes, "in_chans": in_chans, **options}
     before = torch.get_rng_state()
     try:

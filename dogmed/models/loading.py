@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 from torch import Tensor, nn
@@ -29,6 +29,8 @@ class Loaded:
     data: DataRecord | None = None
     """What the weights were trained on, where known."""
     record: WeightsRecord | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+    """Constructor options the model was built with."""
     notes: tuple[str, ...] = ()
     """What else should be said."""
 

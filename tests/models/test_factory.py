@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import hashlib
 import json
 from pathlib import Path
@@ -180,6 +181,19 @@ def test_other_options_are_told(store: Path) -> None:
         "dognext_test", 2, init="imagenet50ep", weights_dir=store, options={"kernel_size": 9}
     )
     assert "trained with options {}, built with {'kernel_size': 9}" in str(loaded)
+
+
+def test_weights_bring_their_options(tmp_path: Path) -> None:
+    options = {"kernel_size": 9, "order": "d1"}
+    pretrained, _ = build_model("dognext_test", 3, options=options)
+    path = tmp_path / "dognext_test.imagenet50ep-scale.safetensors"
+    record = dataclasses.replace(RECORD, num_classes=3, options=options)
+    save_weights(path, pretrained.state_dict(), record)
+    model, loaded = build_model("dognext_test", 3, init="imagenet50ep-scale", weights_dir=tmp_path)
+    assert loaded.options == options
+    assert "built with kernel_size=9, order=d1" in str(loaded)
+    x = torch.randn(2, 3, 64, 64)
+    assert torch.equal(model.eval()(x), pretrained.eval()(x))
 
 
 @pytest.mark.parametrize(
