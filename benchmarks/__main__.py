@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
-PARTS = ("train_step", "epoch", "overhead", "ceilings", "startup", "prepare")
+PARTS = ("train_step", "epoch", "overhead", "ceilings", "startup", "prepare", "allocator")
 RESULTS = ROOT / "benchmarks" / "results"
 
 
@@ -58,7 +58,8 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--data-dir", type=Path, help="folder of breastmnist_224.npz")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if cuda else "cpu")
-    parser.add_argument("--parts", choices=PARTS, nargs="+", default=list(PARTS))
+    parts = [part for part in PARTS if not (cuda and part == "allocator")]
+    parser.add_argument("--parts", choices=PARTS, nargs="+", default=parts)
     parser.add_argument("--sizes", type=int, nargs="+", default=[64, 224], help="pixels")
     parser.add_argument("--batch", type=int, default=128 if cuda else 16, help="images a step")
     parser.add_argument("--epoch-batch", type=int, default=128 if cuda else 32, help="in part 2")
@@ -98,6 +99,10 @@ def measure(part: str, args: argparse.Namespace) -> Any:
         from benchmarks.startup import measure as startup
 
         return startup(args.rounds)
+    if part == "allocator":
+        from benchmarks.allocator import measure as allocator
+
+        return allocator(max(args.sizes), 16, args.runs)
     from benchmarks.prepare import measure as prepare
 
     return prepare(args.gigabytes, args.runs, args.scratch)

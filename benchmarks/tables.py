@@ -81,6 +81,8 @@ def details(result: Result) -> str:
         )
     if "prepare" in result:
         parts.append(_table(result["prepare"], PREPARE_COLUMNS))
+    if "allocator" in result:
+        parts.append(_table(result["allocator"], ALLOCATOR_COLUMNS))
     if "startup" in result:
         times = ", ".join(f"`{name}` {value:.3f} s" for name, value in result["startup"].items())
         parts.append(f"Start-up: {times}.")
@@ -128,6 +130,14 @@ PREPARE_COLUMNS: Columns = {
     "unzip_s": ("unzip, s", "{:.1f}"),
     "speed_ratio": ("speed beside unzip", "{:.0%}"),
     "peak_mb": ("peak MB above the interpreter", "{:.0f}"),
+}
+ALLOCATOR_COLUMNS: Columns = {
+    "model": ("model", "{}"),
+    "size": ("px", "{}"),
+    "default_s": ("train step, s", "{:.3f}"),
+    "kept_s": ("freed memory kept, s", "{:.3f}"),
+    "time_ratio": ("time ratio", "{:.2f}"),
+    "memory_ratio": ("peak memory ratio", "{:.2f}"),
 }
 
 
