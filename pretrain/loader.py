@@ -14,6 +14,7 @@ import os
 import signal
 import threading
 import time
+import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -66,7 +67,7 @@ class ImageBatches:
     Raises:
         ConfigError: there is no whole batch, or not an image for every process.
         DataError: (iterating) more images are unreadable than ``max_bad_share`` allows.
-        TrainingError: (iterating) a worker died.
+        TrainingError: (iterating) a worker died, or a transform failed.
     """
 
     def __init__(
@@ -169,6 +170,10 @@ class ImageBatches:
         with worker_errors():
             chunk = next(chunks)
         self.wait_seconds += time.perf_counter() - began
+        if "failed" in chunk:
+            failure = TrainingError(chunk["failed"])
+            failure.add_note(chunk["traceback"])  # for --debug
+            raise failure
         self.bad |= chunk["bad"]
         if len(self.bad) > self._max_bad or len(self.bad) == len(self.images):
             some = "; ".join(f"{name} ({why})" for name, why in list(self.bad.items())[:3])
@@ -217,8 +222,16 @@ class Decoder(Dataset[dict[str, Any]]):
         self.train, self.max_bad = train, max_bad
 
     def __getitem__(self, task: Task) -> dict[str, Any]:
-        """``image`` (b, H, W, 3) uint8, ``label``, ``index`` (b,), ``erased``, ``noise``, and ``bad``."""
-        epoch, wanted = task
+        """``image`` (b, H, W, 3) uint8, ``label``, ``index`` (b,), ``erased``, ``noise``, and ``bad``.
+
+        ``failed`` and ``traceback`` instead when a transform raises: PyTorch would send many lines.
+        """
+        try:
+            return self._chunk(*task)
+        except TrainingError as error:
+            return {"failed": str(error), "traceback": traceback.format_exc()}
+
+    def _chunk(self, epoch: int, wanted: np.ndarray) -> dict[str, Any]:
         bad: dict[str, str] = {}
         found: list[tuple[int, Pixels]] = []
         with generators_kept():
@@ -244,6 +257,11 @@ class Decoder(Dataset[dict[str, Any]]):
                 return j, self.transform(open_image(self.images.read(j)))
             except (ImageError, OSError) as error:
                 bad[self.images.name(j)] = " ".join(str(error).split())
+            except Exception as error:  # of the augmentation: the file is not to blame
+                raise TrainingError(
+                    f"the augmentation of {self.images.name(j)} failed ({type(error).__name__}: "
+                    f"{' '.join(str(error).split())}); --debug shows where"
+                ) from error
             if len(bad) > self.max_bad:
                 return None
         return None

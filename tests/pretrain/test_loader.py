@@ -349,6 +349,30 @@ def test_posterizing_to_no_bits_is_black_as_it_used_to_be(train: ImageSet) -> No
     assert seen >= 4
 
 
+def test_every_operation_of_the_recipe_works_at_its_highest_level(train: ImageSet) -> None:
+    (policy,) = (
+        s for s in augment(auto_augment="rand-m10-inc1").rest.transforms if hasattr(s, "ops")
+    )
+    assert len(policy.ops) == 15
+    with generators_kept():
+        for op in policy.ops:
+            op.prob = 1.0
+            assert op(train.open(0)).size == train.open(0).size
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_failing_transform_is_told_in_one_line_and_blames_no_file(
+    batches: Callable[..., ImageBatches], workers: int
+) -> None:
+    broken = plain()
+    broken.transform = lambda image: 1 / 0
+    loader = batches(transform=broken, workers=workers)
+    with pytest.raises(TrainingError, match=r"n\d+_\d\.JPEG failed \(ZeroDivisionError") as caught:
+        epoch(loader)
+    assert "\n" not in str(caught.value) and not loader.bad
+    assert "line" in caught.value.__notes__[0]
+
+
 def test_arguments_that_do_not_fit(batches: Callable[..., ImageBatches]) -> None:
     with pytest.raises(ConfigError, match="batch size 41 is more than the 40 training images"):
         batches(batch_size=41)
