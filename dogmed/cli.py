@@ -44,6 +44,11 @@ COMMANDS = {
         "pretrain/imagenet50ep",
         choice=True,
     ),
+    "pretrain pack": Command(
+        "re-encode ImageNet once to tar shards that decode faster",
+        "dogmed.pretrain.pack:PackConfig",
+        "dogmed.pretrain.pack:pack",
+    ),
     "ui": Command(
         "open the MLflow UI on this project's runs",
         "dogmed.ui:UiConfig",

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import torch
 
 from dogmed import config as configuration
-from dogmed.console import duration
 from dogmed.data.progress import human
 from dogmed.distributed import World, find_device
 from dogmed.models.cost import activation_bytes, count_parameters, describe_cost
@@ -82,11 +81,16 @@ def describe(config: PretrainConfig, images: tuple[ImageSet, ImageSet]) -> str:
             "the activations of a micro-batch (float32; half of it under bfloat16); "
             f"peak in the trial: {seen}",
             f"time      {total * trial.seconds / 3600:,.2f} hours for the steps, validation not counted: "
-            f"{trial.steps} steps took {duration(trial.seconds) if trial.seconds > 60 else f'{trial.seconds:.3f} s'} "
-            f"each, {config.batch_size / trial.seconds:,.0f} img/s, waiting for data {trial.data_wait:.0%}",
+            f"{trial.steps} steps took {trial.seconds:.3g} s each, "
+            f"{config.batch_size / trial.seconds:,.0f} img/s, waiting for data {trial.data_wait:.0%}",
             f"run       {folder.root}",
             f"weights   {store.path}",
-            "dry run: nothing was written",
+            "dry run: nothing was written"
+            + (
+                ""
+                if train.kind == "folder"
+                else f" but the index of the {train.kind}, in the cache"
+            ),
         ]
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import nullcontext
 from typing import Any
 
@@ -40,9 +41,12 @@ def pretrain(
         splits = open_splits(config.data.expanduser(), cache_dir=cache_dir)
     images = build.draw_images(config, splits)
     if config.dry_run:
-        from dogmed.pretrain.plan import describe
+        if (
+            os.environ.get("RANK", "0") == "0"
+        ):  # of torchrun's processes one tries, for its own share
+            from dogmed.pretrain.plan import describe
 
-        print(describe(config, images))
+            print(describe(config, images))
         return None
     with join(config.device) as world:
         console = Console(world.is_main)

@@ -18,6 +18,7 @@ from dogmed.pretrain import build, result, subset
 from dogmed.pretrain.config import PretrainConfig
 from dogmed.pretrain.folder import PretrainFolder
 from dogmed.pretrain.images import ImageSet
+from dogmed.pretrain.loader import worker_errors
 from dogmed.pretrain.loop import Loop
 from dogmed.provenance import peak_memory, provenance
 from dogmed.weights.records import WeightsRecord
@@ -225,13 +226,14 @@ class Session:
 
         self.stopper.deferring = True
         try:
-            loop.run(
-                self.folder.last,
-                on_step=pace.step,
-                on_epoch=on_epoch,
-                on_best=self._save_best,
-                stop_requested=lambda: self.stopper.requested,
-            )
+            with worker_errors():
+                loop.run(
+                    self.folder.last,
+                    on_step=pace.step,
+                    on_epoch=on_epoch,
+                    on_best=self._save_best,
+                    stop_requested=lambda: self.stopper.requested,
+                )
         finally:
             self.stopper.deferring = False
 

@@ -50,6 +50,8 @@ def test_version() -> None:
         (["finetune", "--epochs", "x"], "--epochs"),
         (["finetune"], "--task"),
         (["finetune", "--task", "pathmnits"], "did you mean 'pathmnist'?"),
+        (["pretrain", "--recipe", "imagenet50epp"], "did you mean 'imagenet50ep'?"),
+        (["pretrain", "--data", "/nowhere"], "/nowhere: there is no such folder"),
     ],
 )
 def test_wrong_input_is_one_line_and_exit_code_2(argv: list[str], said: str) -> None:

@@ -24,7 +24,6 @@ TINY = {
     "optim.lr_base": 1e-2,
     "loader.workers": 0,
     "tracking": "off",
-    "augment.auto_augment": None,
     "device": "cpu",
 }
 
