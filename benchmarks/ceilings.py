@@ -75,8 +75,16 @@ def copy_rate(device: str, count: int) -> float:
 
 
 def product_rate(device: str, count: int) -> float:
-    """FLOPs a second of a large matrix product: bfloat16 on CUDA, float32 on a CPU."""
+    """FLOPs a second of a large product: bfloat16 on CUDA, float32 on a CPU.
+
+    The better of a matrix product and a 1x1 convolution, which on a CPU are different libraries.
+    """
     n, dtype = (8192, torch.bfloat16) if device == "cuda" else (2048, torch.float32)
     x = torch.randn(n, n, device=device).to(dtype)
-    seconds = rounds({"product": lambda: (torch.mm(x, x), None)[1]}, device, count)
-    return 2 * n**3 / median(seconds, "product")
+    image = torch.randn(16, 512, 64, 64, device=device).to(dtype, memory_format=torch.channels_last)
+    kernel = torch.randn(512, 512, 1, 1, device=device).to(dtype, memory_format=torch.channels_last)
+    products = {"matrix": lambda: (torch.mm(x, x), None)[1],
+                "convolution": lambda: (torch.conv2d(image, kernel), None)[1]}  # fmt: skip
+    work = {"matrix": 2 * n**3, "convolution": 2 * 512 * image.numel()}
+    seconds = rounds(products, device, count)
+    return max(work[name] / median(seconds, name) for name in products)

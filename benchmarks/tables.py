@@ -68,7 +68,7 @@ def details(result: Result) -> str:
     if "ceilings" in result:
         ceilings = result["ceilings"]
         parts.append(
-            f"Ceilings: copy {ceilings['copy_gb_s']:.1f} GB/s (read and written), matrix product "
+            f"Ceilings: copy {ceilings['copy_gb_s']:.1f} GB/s (read and written), products "
             f"{ceilings['matmul_gflops']:,.0f} GFLOP/s.\n\n"
             + _table(ceilings["rows"], CEILING_COLUMNS)
         )
