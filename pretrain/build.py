@@ -217,13 +217,21 @@ def peak_lr(config: PretrainConfig) -> float:
 
 
 def loop_settings(config: PretrainConfig) -> LoopSettings:
-    """What the loop needs to know."""
+    """What the loop needs to know.
+
+    Raises:
+        ConfigError: an average is to be selected, and none is kept.
+    """
+    if config.eval.select == "ema" and config.ema.decay is None:
+        raise ConfigError("--eval.select ema: no average is kept; give --ema.decay 0.9999, say")
     return LoopSettings(
         epochs=config.epochs,
         seed=config.seed,
         label_smoothing=config.loss.label_smoothing,
         clip_grad=config.optim.clip_grad,
         save_minutes=config.checkpoint.minutes,
+        ema_decay=config.ema.decay,
+        ema_warmup=config.ema.warmup,
     )
 
 

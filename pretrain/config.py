@@ -141,6 +141,16 @@ class ScaleConfig:
 
 
 @configclass
+class EmaConfig:
+    """A moving average of the weights beside them, scored on val each epoch (docs/ema.md)."""
+
+    decay: Annotated[float, Gt(0), Lt(1)] | None
+    """Share of the average that each step keeps, such as 0.9999; None keeps no average."""
+    warmup: bool
+    """Keep less at first, 1 - t^(-2/3) at step t, so that the initial weights are soon forgotten."""
+
+
+@configclass
 class EvalConfig:
     """Validation, and which epoch's weights go to the store."""
 
@@ -148,8 +158,8 @@ class EvalConfig:
     """Share of the resized side that the centre crop keeps."""
     batch_size: Count
     """Images a device takes at once in evaluation; no influence on the result beyond rounding."""
-    select: Literal["last", "acc1"]
-    """Weights of the last epoch, or of the best on val: those were picked on the images they are scored on."""
+    select: Literal["last", "acc1", "ema"]
+    """Weights of the last epoch, of the best on val (picked on the images they are scored on), or the average."""
 
 
 @configclass
@@ -219,6 +229,7 @@ class PretrainConfig:
     augment: AugmentConfig
     loader: LoaderConfig
     scale: ScaleConfig
+    ema: EmaConfig
     eval: EvalConfig
     checkpoint: CheckpointConfig
     record: RecordConfig

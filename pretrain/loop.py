@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -43,6 +44,8 @@ class LoopSettings:
     label_smoothing: float
     clip_grad: float | None = None
     save_minutes: float = 15.0
+    ema_decay: float | None = None
+    ema_warmup: bool = True
 
 
 @dataclass
@@ -99,6 +102,10 @@ class Loop:
                 gradient_as_bucket_view=True,
             )
         self.network = network
+        self.average: ModelEmaV3 | None = None
+        if settings.ema_decay is not None:
+            decay, warmup = settings.ema_decay, settings.ema_warmup
+            self.average = ModelEmaV3(model, decay=decay, use_warmup=warmup)
         self.progress = Progress()
         self.extra_state: dict[str, Any] = {}  # what the caller wants saved with every checkpoint
         self.lr = float("nan")  # of the last step taken
@@ -146,6 +153,8 @@ class Loop:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip_grad)
         self.lr = self.optimizer.param_groups[0]["lr"]
         self.optimizer.step()
+        if self.average is not None:
+            self.average.update(self.model, number + 1)
         self._unchecked.append((step, self.lr))
         self.progress.step += 1
         self.scheduler.step_update(number + 1)
@@ -255,7 +264,10 @@ class Loop:
         progress, started = self.progress, time.monotonic()
         images = len(self.train_batches) * self.train_batches.batch_size
         train_loss = float(self.world.sum(self.losses.sum())) / images
-        scores = self.evaluate(self.model)
+        scores = {f"val_{name}": score for name, score in self.evaluate(self.model).items()}
+        if self.average is not None:
+            averaged = self.evaluate(self.average.module)
+            scores |= {f"ema_{name}": score for name, score in averaged.items()}
         seconds, waited = progress.epoch_seconds, progress.wait_seconds
         progress.epoch += 1
         progress.step, progress.epoch_seconds, progress.wait_seconds = 0, 0.0, 0.0
@@ -263,9 +275,7 @@ class Loop:
         return {
             "epoch": progress.epoch,
             "train_loss": train_loss,
-            "val_loss": scores["loss"],
-            "val_acc1": scores["acc1"],
-            "val_acc5": scores["acc5"],
+            **scores,
             "lr": self.lr,
             "epoch_seconds": round(seconds + time.monotonic() - started, 3),
             "images_per_second": round(images / max(seconds, 1e-9), 1),
@@ -275,13 +285,13 @@ class Loop:
     # ---- evaluation ---------------------------------------------------------------------------
 
     @torch.no_grad()
-    def evaluate(self, model: nn.Module) -> dict[str, Any]:
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
         """Score ``model`` on val in float32: cross-entropy (not smoothed), accuracy@1 and @5 as shares.
 
         Raises:
             TrainingError: an output is not finite, or val has no readable image.
         """
-        self._share_buffers()
+        self._share_buffers(model)
         sums = torch.zeros(4, dtype=torch.float64, device=self.world.device)
         model.eval()
         self.val_batches.set_epoch(0)
@@ -301,12 +311,12 @@ class Loop:
                 if count
                 else "val has no readable image"
             )
-        return {"n": int(count), "loss": loss / count, "acc1": first / count, "acc5": fifth / count}
+        return {"loss": loss / count, "acc1": first / count, "acc5": fifth / count}
 
-    def _share_buffers(self) -> None:
+    def _share_buffers(self, model: nn.Module) -> None:
         """Give every process the main one's running statistics."""
         if self.world.size > 1:
-            for buffer in self.model.buffers():
+            for buffer in model.buffers():
                 torch.distributed.broadcast(buffer, src=0)
 
     # ---- state --------------------------------------------------------------------------------
@@ -346,6 +356,7 @@ class Loop:
             "lr": self.lr,
             "losses": losses,  # of all processes together
             "model": self.model.state_dict(),
+            "average": None if self.average is None else self.average.module.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
             **self.extra_state,
@@ -359,6 +370,8 @@ class Loop:
             path: where it was, for messages.
         """
         self.model.load_state_dict(state["model"])
+        if self.average is not None:
+            self.average.module.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
         self.progress = Progress(**state["progress"])

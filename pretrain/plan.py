@@ -58,7 +58,8 @@ def describe(config: PretrainConfig, images: tuple[ImageSet, ImageSet]) -> str:
     store.refuse_other()
     share = -(-config.batch_size // processes)
     at_once = min(config.micro_batch, share)
-    states = 4 * parameters * 4  # weights, gradients, two moments
+    copies = 4 + (config.ema.decay is not None)  # weights, gradients, two moments, average
+    states = copies * parameters * 4
     activations = activation_bytes(model, config.size) * at_once
     device = find_device(config.device)
     part = config.subset

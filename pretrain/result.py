@@ -51,18 +51,20 @@ class Store:
         path = weights_path(home, config.model, config.recipe)
         return cls(path, folder.final, config.overwrite_weights)
 
-    def refuse_unwritable(self, parameters: int) -> None:
+    def refuse_unwritable(self, parameters: int, averaged: bool) -> None:
         """Make sure, before anything is computed, that the weights will have a place.
 
         Args:
             parameters: of the model.
+            averaged: whether checkpoints hold an average of the weights too.
 
         Raises:
             ConfigError: other weights are there, a folder cannot be written, or the disk is too full.
         """
         self.refuse_other()
         # weights; for the last checkpoint also two moments, and twice while it is replaced
-        need = {self.path.parent: 4 * parameters, self.final.parent: (2 * 3 + 2) * 4 * parameters}
+        copies = 2 * (3 + averaged) + 2
+        need = {self.path.parent: 4 * parameters, self.final.parent: copies * 4 * parameters}
         for folder, size in need.items():
             try:
                 folder.mkdir(parents=True, exist_ok=True)
@@ -201,6 +203,13 @@ def weights_record(
     )
 
 
+def scores(row: dict[str, Any], *, averaged: bool = False) -> dict[str, float]:
+    """An epoch's figures on val: of the network, or of its moving average."""
+    return {
+        name: row[f"{'ema' if averaged else 'val'}_{name}"] for name in ("acc1", "acc5", "loss")
+    }
+
+
 def curves(row: dict[str, Any]) -> dict[str, Any]:
     """An epoch's figures, without its number."""
     return {name: value for name, value in row.items() if name != "epoch"}
@@ -208,9 +217,10 @@ def curves(row: dict[str, Any]) -> dict[str, Any]:
 
 def epoch_line(row: dict[str, Any], improved: bool) -> str:
     """What the terminal says of one epoch; ``*`` marks the best so far."""
+    average = f"average {row['ema_acc1']:.4f}  " if "ema_acc1" in row else ""
     return (
         f"train loss {row['train_loss']:.4f}  val loss {row['val_loss']:.4f}  "
-        f"acc@1 {row['val_acc1']:.4f}{'*' if improved else ' '} acc@5 {row['val_acc5']:.4f}  "
+        f"acc@1 {row['val_acc1']:.4f}{'*' if improved else ' '} acc@5 {row['val_acc5']:.4f}  {average}"
         f"lr {row['lr']:.2e}  {row['images_per_second']:,.0f} img/s  "
         f"data wait {row['data_wait']:.0%}"
     )
@@ -221,6 +231,8 @@ def summary(report: dict[str, Any]) -> str:
     val, picked = report["val"], "picked on the same images"
     if report["selected_on"] == "last":
         picked = f"the last; the best on val was {report['best_epoch']}"
+    elif report["selected_on"] == "ema":
+        picked = "the moving average"
     return (
         f"val     acc@1 {val['acc1']:.4f}, acc@5 {val['acc5']:.4f}   "
         f"(n = {report['data']['val_images']}, {report['data']['classes']} classes; "

@@ -54,7 +54,8 @@ class Session:
         if verb == "done":
             return self._leave_alone()
         if self.world.is_main:
-            self.store.refuse_unwritable(count_parameters(self.model))
+            averaged = self.config.ema.decay is not None
+            self.store.refuse_unwritable(count_parameters(self.model), averaged)
         self._build()
         state = self._load_last() if verb == "continue" else None
         if state is not None:
@@ -243,26 +244,28 @@ class Session:
             save_weights(
                 self.folder.best,
                 self.model.state_dict(),
-                self._record(progress.best_epoch, progress.rows[progress.best_epoch - 1]),
+                self._record(
+                    progress.best_epoch, result.scores(progress.rows[progress.best_epoch - 1])
+                ),
             )
 
-    def _record(self, epoch: int, row: dict[str, Any]) -> WeightsRecord:
-        """What the weights after ``epoch`` are, which scored as ``row`` says."""
+    def _record(self, epoch: int, scores: dict[str, float]) -> WeightsRecord:
+        """What the weights after ``epoch`` are, which scored so on val."""
         return result.weights_record(
             self.config,
             self.network,
             self.train,
             parameters=count_parameters(self.model),
             epochs=epoch,
-            score={name: row[name] for name in ("val_acc1", "val_acc5", "val_loss")},
+            score={f"val_{name}": score for name, score in scores.items()},
             facts=self.facts,
         )
 
     def _finish(self, tracked: tracking.Run | tracking.NoRun) -> dict[str, Any]:
         """Write the weights and all else that a finished run leaves behind."""
         config, progress, rows = self.config, self.loop.progress, self.loop.progress.rows
-        epoch = progress.epoch if config.eval.select == "last" else progress.best_epoch
-        row = rows[epoch - 1]
+        epoch = progress.best_epoch if config.eval.select == "acc1" else progress.epoch
+        scores = result.scores(rows[epoch - 1], averaged=config.eval.select == "ema")
         seconds = sum(row["epoch_seconds"] for row in rows)
         pace = len(rows) / sum(1 / max(row["images_per_second"], 0.1) for row in rows)
         bad = [name for part in self.world.gather(self._bad_images()) for name in part]
@@ -288,7 +291,7 @@ class Session:
             "peak_lr": build.peak_lr(config),
             "epoch": epoch,
             "selected_on": config.eval.select,
-            "val": {name: row[f"val_{name}"] for name in ("acc1", "acc5", "loss")},
+            "val": scores,
             "best_epoch": progress.best_epoch,
             "best_val_acc1": rows[progress.best_epoch - 1]["val_acc1"],
             "seconds": round(seconds, 3),
@@ -302,7 +305,7 @@ class Session:
             "mlflow_run_id": tracked.run_id,
         }
         if self.world.is_main:
-            self._write(report, epoch, row, tracked)
+            self._write(report, tracked)
         return self.world.broadcast(report)
 
     def _bad_images(self) -> list[str]:
@@ -311,15 +314,15 @@ class Session:
     def _write(
         self,
         report: dict[str, Any],
-        epoch: int,
-        row: dict[str, Any],
         tracked: tracking.Run | tracking.NoRun,
     ) -> None:
-        folder = self.folder
+        folder, loop, epoch = self.folder, self.loop, report["epoch"]
         state = self.model.state_dict()
-        if epoch != self.loop.progress.epoch:
+        if report["selected_on"] == "ema" and loop.average is not None:
+            state = loop.average.module.state_dict()
+        elif epoch != loop.progress.epoch:
             state = read_weights(folder.best)[0]
-        record = save_weights(folder.final, state, self._record(epoch, row))
+        record = save_weights(folder.final, state, self._record(epoch, report["val"]))
         report["weights_sha256"] = record.sha256
         self.console.line(self.store.publish())
         report["weights"] = str(self.store.path)

@@ -83,9 +83,9 @@ def test_every_flag_is_listed_here_so_that_a_new_one_is_a_decision() -> None:
         "--augment.hflip", "--augment.auto-augment", "--augment.color-jitter", "--augment.erase",
         "--augment.erase-mode", "--augment.erase-count", "--loader.workers", "--loader.decode",
         "--loader.max-bad", "--scale.probability", "--scale.range", "--scale.resize-kernels",
-        "--scale.kernel-sizes", "--scale.threshold", "--eval.crop-pct", "--eval.batch-size",
-        "--eval.select", "--checkpoint.minutes", "--record.data", "--record.data-licence",
-        "--record.licence",
+        "--scale.kernel-sizes", "--scale.threshold", "--ema.decay", "--ema.warmup",
+        "--eval.crop-pct", "--eval.batch-size", "--eval.select", "--checkpoint.minutes", "--record.data",
+        "--record.data-licence", "--record.licence",
     ]  # fmt: skip
 
 
