@@ -27,7 +27,20 @@ from dogmed.weights.records import (
 )
 
 LINE_SECONDS = 60  # without a terminal, a long epoch says how it goes this often
-ELSEWHERE = ("data", "cache_dir", "weights_dir", "out", "device", "dry_run", "resume", "tracking")
+ELSEWHERE = frozenset(
+    {
+        "data",
+        "cache_dir",
+        "weights_dir",
+        "overwrite_weights",
+        "out",
+        "device",
+        "dry_run",
+        "resume",
+        "tracking",
+        "record",
+    }
+)  # options that say nothing of the training, or stand in the record under names of their own
 
 
 @dataclass(frozen=True)

@@ -143,7 +143,7 @@ class Session:
             f"of {config.batch_size} images",
             "data": f"{config.data} ({train.kind}): {len(train.classes)} classes; "
             f"train {len(train):,}, val {len(val):,}; {config.size} px, "
-            f"decoded {config.loader.decode} by {workers} processes",
+            f"decoded {config.loader.decode} by {workers} worker{'s' * (workers != 1)}",
             "model": "; ".join(
                 [
                     f"{config.model}, "

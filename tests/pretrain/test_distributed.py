@@ -91,3 +91,22 @@ def test_a_killed_worker_costs_no_sample(torchrun: TorchRun, two: Path, tmp_path
         }
     first, second = weights_of(two), weights_of(tmp_path)
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_two_processes_that_are_stopped_are_continued_by_one(
+    torchrun: TorchRun, run_tiny: Callable[..., dict[str, Any]], two: Path, tmp_path: Path
+) -> None:
+    process = torchrun(tmp_path, *FLAGS)
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.rglob("last.pt")) and time.monotonic() < deadline:
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.005)
+    process.terminate()
+    process.communicate(timeout=120)
+    assert not list(tmp_path.rglob("result.json"))
+    result = run_tiny(**OPTIONS, checkpoint__minutes=1e-6)
+    assert result["processes"] == 1
+    for undisturbed, continued in zip(rows_of(two), rows_of(tmp_path), strict=True):
+        for name in ("train_loss", "val_loss"):
+            assert continued[name] == pytest.approx(undisturbed[name], rel=1e-4), name
+        assert continued["lr"] == undisturbed["lr"]
