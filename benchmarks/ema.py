@@ -14,7 +14,7 @@ The forms of an average differ in what is averaged of a DoGConv; all else is ave
 - folded: |sigma| in place of sigma
 - amplitudes: |sigma|, and what the kernel is linear in: exp(log_scale) times the mixing weights
 - kernels: the sampled kernels
-- stale: nothing: the initial kernels, as where an average's kernels are sampled only once
+- stale: nothing: the initial kernels, as where an average's kernels are sampled once and kept
 """
 
 from __future__ import annotations
@@ -35,9 +35,16 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from benchmarks.__main__ import machine
+from benchmarks.ema_formulas import (
+    amplitudes,
+    gradient_table,
+    initial_weight_table,
+    kernel_gap,
+    set_amplitudes,
+    spread_table,
+)
 from dogmed import optim
 from dogmed.models import DoGConv2d
-from dogmed.models.sampling import TEMPERATURE, mixing_weights
 from dogmed.pretrain.images import ImageSet, load_rgb, open_splits
 
 DEPTHS, DIMS = (1, 1, 2, 1), (16, 32, 64, 128)
@@ -67,131 +74,11 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     if args.part == "exact":
-        print(gradient_table(), spread_table(), sep="\n\n")
+        print(initial_weight_table(), gradient_table(), spread_table(), sep="\n\n")
         return
     result = {"machine": machine("cpu", 0), **vars(args), "data": None, **run(args)}
     if args.json:
         args.json.write_text(json.dumps(result, indent=2, default=str) + "\n")
-
-
-# ---- what the formulas say --------------------------------------------------------------------
-
-
-def layer_of(channels: int = 400) -> DoGConv2d:
-    """A layer with the initial kernels."""
-    torch.manual_seed(0)
-    return DoGConv2d(channels).double()
-
-
-def gradient_table() -> str:
-    """How much a kernel still depends on a width near 0, where it would have to change its sign."""
-    lines = ["| sigma | largest entry of abs(dk/dsigma) |", "|--:|--:|"]
-    for sigma in (0.5, 0.3, 0.2, 0.1, 0.07, 0.05, 0.03, 0.02):
-        layer = layer_of(3)
-        with torch.no_grad():
-            layer.sigma[:] = torch.tensor([sigma, 1.0])
-            for logits in (layer.mix, layer.mix_d1, layer.mix_d2):
-                assert logits is not None
-                logits.zero_()
-            layer.mix[torch.arange(3), torch.arange(3)] = 1.0  # type: ignore[index]
-        step = 1e-4 * sigma
-        with torch.no_grad():
-            layer.sigma[:, 0] += step
-            above = layer.kernel()
-            layer.sigma[:, 0] -= 2 * step
-            slope = (above - layer.kernel()) / (2 * step)
-        lines.append(f"| {sigma} | {slope.abs().max():.1e} |")
-    return "\n".join(lines)
-
-
-@torch.no_grad()
-def spread_table() -> str:
-    """How far the kernel of an average is from the average of kernels, two networks averaged.
-
-    Both are at a distance from the initial kernels, in opposite directions.
-    """
-    lines = [
-        "| what differs | by | parameters: median | 90th percentile | amplitudes: median | 90th percentile |",
-        "|---|--:|--:|--:|--:|--:|",
-    ]
-    for what, distances in {
-        "sigma": (0.01, 0.03, 0.1, 0.3),
-        "logits": (0.003, 0.01, 0.03, 0.1),
-        "log_scale": (0.1, 0.3, 1.0),
-        "sign of sigma": (0.0,),
-    }.items():
-        for distance in distances:
-            first, second = layer_of(), layer_of()
-            for parameter in _named(first, what):
-                noise = torch.randn_like(getattr(first, parameter)).sign() * distance
-                getattr(first, parameter).add_(noise)
-                getattr(second, parameter).sub_(noise)
-            if what == "sign of sigma":
-                second.sigma.neg_()
-            wanted = (first.kernel() + second.kernel()) / 2
-            plain, natural = copy.deepcopy(first), copy.deepcopy(first)
-            for mean, a, b in zip(
-                plain.parameters(), first.parameters(), second.parameters(), strict=True
-            ):
-                mean.copy_((a + b) / 2)
-            ends = amplitudes(first), amplitudes(second)
-            widths = (first.sigma.abs() + second.sigma.abs()) / 2
-            set_amplitudes(natural, widths, (ends[0] + ends[1]) / 2)
-            cells = [
-                f"{q:.1%}"
-                for layer in (plain, natural)
-                for q in _gap([layer.kernel()], [wanted]).quantile(
-                    torch.tensor([0.5, 0.9]).double()
-                )
-            ]
-            lines.append(
-                f"| {what} | {f'± {distance}' if distance else 'swapped'} | {' | '.join(cells)} |"
-            )
-    return "\n".join(lines)
-
-
-def _named(layer: DoGConv2d, what: str) -> list[str]:
-    return {
-        "logits": ["mix", "mix_d1", "mix_d2"],
-        "sigma": ["sigma"],
-        "log_scale": ["log_scale"],
-        "sign of sigma": [],
-    }[what]
-
-
-def _gap(kernels: list[Tensor], wanted: list[Tensor]) -> Tensor:
-    """Relative distance of each kernel: (all channels,)."""
-    return torch.cat(
-        [
-            (a - b).flatten(1).norm(dim=1) / b.flatten(1).norm(dim=1).clamp(min=1e-6)
-            for a, b in zip(kernels, wanted, strict=True)
-        ]
-    )
-
-
-def amplitudes(layer: DoGConv2d) -> Tensor:
-    """What a kernel is linear in, at given widths: (C, P, P)."""
-    return mixing_weights(layer.functions()) * layer.log_scale.exp()[:, None, None]
-
-
-def set_amplitudes(layer: DoGConv2d, widths: Tensor, values: Tensor) -> None:
-    """Give a layer of order d2 the parameters that have these widths and amplitudes."""
-    total = values.sum((1, 2))
-    shares = (values / total[:, None, None]).clamp(min=1e-37)
-    n, dx, dxx = shares[:, 0].unbind(1)
-    dy, dxy, dyy = shares[:, 1, 0], shares[:, 1, 1], shares[:, 2, 0]
-    layer.sigma.copy_(widths)
-    layer.log_scale.copy_(total.log())
-    for logits, parts in (
-        (layer.mix, (n, dx + dy, dxx + dyy + dxy)),
-        (layer.mix_d1, (dx, dy)),
-        (layer.mix_d2, (dxx, dyy, dxy)),
-    ):
-        assert logits is not None
-        logits.copy_(TEMPERATURE * torch.stack(parts, 1).log())
-
-
-# ---- a small run ------------------------------------------------------------------------------
 
 
 class Averages:
@@ -239,7 +126,8 @@ class Averages:
     @torch.no_grad()
     def gap(self, model: nn.Module) -> dict[str, float]:
         """How far the kernels of a form are from the averaged kernels."""
-        gaps = _gap([layer.current_kernel() for layer in layers(model)], self.kernels)
+        kernels = torch.cat([layer.current_kernel() for layer in layers(model)])
+        gaps = kernel_gap(kernels, torch.cat(self.kernels))
         return {"median": float(gaps.median()), "p90": float(gaps.quantile(0.9))}
 
 
