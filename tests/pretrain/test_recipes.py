@@ -30,8 +30,8 @@ def leaves(name: str) -> dict[str, Any]:
     return config.flatten(config.recipe(f"pretrain/{name}"))
 
 
-def test_the_recipes_are_those_of_the_thesis() -> None:
-    assert set(config.recipes("pretrain")) == set(CHANGED)
+def test_the_recipes_are_those_of_the_thesis_and_a_small_one() -> None:
+    assert set(config.recipes("pretrain")) == {*CHANGED, "tiny64"}
 
 
 def test_the_first_recipe_is_table_41_and_names_every_field() -> None:
