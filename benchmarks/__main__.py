@@ -148,6 +148,10 @@ def write_tables() -> None:
         if result is not None:
             text = f"{tables.machine(result)}.\n\n{text}"
         replace(ROOT / "docs" / "performance.md", f"performance-{device}", text)
+    from benchmarks import decode
+
+    rows = json.loads((RESULTS / "decode.json").read_text())
+    replace(ROOT / "docs" / "performance.md", "performance-decode", decode.table(rows))
 
 
 def replace(path: Path, name: str, text: str) -> None:

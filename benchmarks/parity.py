@@ -204,7 +204,7 @@ def with_own_numbers(
         "mean gradient norm": lambda c: statistics.fmean(c.norms),
         "loss on val": lambda c: c.val[-1],
     }
-    rows = [
+    rows: list[tuple[str, ...]] = [
         (f"{seeds} seeds, {base['size']} px", "timm", "dogmed", "difference", "its standard error")
     ]
     for name, of in quantities.items():

@@ -58,7 +58,9 @@ class Course:
 @contextlib.contextmanager
 def watched(given: list[Tensor] | None = None) -> Iterator[Course]:
     """Record the training inside through hooks, and give it ``given`` as torch's generator states."""
-    course, parts, models = Course(), [], []
+    course = Course()
+    parts: list[float] = []  # losses of this step's micro-batches
+    models: list[nn.Module] = []  # the one that is trained
 
     def before(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         if not (
@@ -169,7 +171,7 @@ def run_timm(
             "--experiment=run",
         ]
         stack.enter_context(patch.object(sys, "argv", [str(script), *words]))
-        course = stack.enter_context(watched(like and like.states))
+        course = stack.enter_context(watched(like.states if like else None))
         module.main()
         with (Path(folder) / "run" / "summary.csv").open() as file:
             course.val = [float(row["eval_loss"]) for row in csv.DictReader(file)]
