@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from timm.layers.grn import GlobalResponseNorm
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 
 class _Normalise(torch.autograd.Function):
@@ -35,6 +36,7 @@ class _Normalise(torch.autograd.Function):
         ctx.save_for_backward(x, gamma, output[1])
 
     @staticmethod
+    @once_differentiable  # the saved norm would count as a constant in a second derivative
     def backward(ctx: Any, grad: Tensor, _: None) -> tuple[Tensor | None, ...]:
         x, gamma, norm = ctx.saved_tensors
         mean = norm.mean(ctx.channel, keepdim=True) + ctx.eps

@@ -46,6 +46,14 @@ def test_passes_gradcheck(channels_last):
     assert torch.autograd.gradcheck(layer.double(), (x,))
 
 
+def test_refuses_a_second_derivative():
+    _, layer = layers(True)
+    x = torch.randn(2, 3, 3, 6, requires_grad=True)
+    (grad,) = torch.autograd.grad(layer(x).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        grad.sum().backward()
+
+
 def test_keeps_the_memory_format():
     _, layer = layers(False)
     x = torch.randn(2, 6, 4, 3).contiguous(memory_format=torch.channels_last).requires_grad_()
