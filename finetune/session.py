@@ -133,7 +133,7 @@ class Session:
         if wanted == "off" or (wanted == "auto" and self.world.device.type == "cpu"):
             return self.model
         example = next(iter(train))["image"]
-        rest = len(train.index) % train.batch_size // self.world.size
+        rest = -(-(len(train.index) % train.batch_size - self.world.rank) // self.world.size)
         sizes = [len(example), *([rest] if rest and len(train) > len(train.index) // train.batch_size
                                  else [])]  # fmt: skip
         return compile_or_fall_back(self.model, example, sizes, self.console.line)

@@ -28,7 +28,8 @@ def compile_or_fall_back(
     buffers = [buffer.clone() for buffer in model.buffers()]
     with torch.random.fork_rng(devices):
         try:
-            compiled = cast(nn.Module, torch.compile(model))
+            # static: at a second size torch would turn to slower kernels for any size
+            compiled = cast(nn.Module, torch.compile(model, dynamic=False))
             compiled.train()
             for size in sizes:
                 with amp:

@@ -38,3 +38,20 @@ def test_the_trial_of_a_compiled_model_leaves_no_trace(
         assert len(said) == 1
         assert "\n" not in said[0]
         assert "going on without" in said[0]
+
+
+def test_every_size_gets_kernels_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    graphs = []
+
+    def count(graph: torch.fx.GraphModule, _: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=count))
+    torch.compiler.reset()  # sizes that earlier tests have seen
+    model = timm.create_model("test_resnet", num_classes=3)
+    compiled = compile_or_fall_back(model, torch.randn(6, 3, 32, 32), [6, 4], print).train()
+    assert len(graphs) == 2
+    for size, total in ((6, 2), (4, 2), (5, 3)):
+        compiled(torch.randn(size, 3, 32, 32))
+        assert len(graphs) == total
