@@ -9,7 +9,6 @@ a few images, so that no batch waits for one of them and little shared memory is
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import threading
@@ -306,11 +305,8 @@ def ready_worker(_: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
     warnings.filterwarnings("ignore", module="PIL")  # odd EXIF data, once per worker and file
-    parent = multiprocessing.parent_process()
-    assert parent is not None  # a worker has one
-    threading.Thread(
-        target=_end_with, args=(parent.pid,), name="dogmed-parent", daemon=True
-    ).start()
+    parent = os.getppid()  # or a fork server, which ends with the main process
+    threading.Thread(target=_end_with, args=(parent,), name="dogmed-parent", daemon=True).start()
 
 
 def _end_with(parent: int) -> None:
