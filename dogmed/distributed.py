@@ -85,6 +85,8 @@ def join(device: str = "auto") -> Iterator[World]:
     chosen = find_device(device, local_rank if size > 1 else None)
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
+        # training is in bfloat16 anyway, and what is called float32 is to be it
+        torch.backends.cudnn.allow_tf32 = False
     else:
         keep_freed_memory()
     if size > 1:
