@@ -10,7 +10,7 @@ import torch
 
 from dogmed import config as configuration
 from dogmed.data.progress import human
-from dogmed.distributed import World, find_device
+from dogmed.distributed import World, find_device, keep_freed_memory
 from dogmed.models.cost import activation_bytes, count_parameters, describe_cost
 from dogmed.pretrain import build
 from dogmed.pretrain.config import PretrainConfig
@@ -55,13 +55,15 @@ def describe(config: PretrainConfig, images: tuple[ImageSet, ImageSet]) -> str:
     if config.resume == "auto":
         folder.refuse_other_settings(configuration.to_dict(config))
     store = Store.of(config, folder)
-    store.refuse_other()
+    store.refuse_other(begin=config.resume == "never")
     share = -(-config.batch_size // processes)
     at_once = min(config.micro_batch, share)
     copies = 4 + (config.ema.decay is not None)  # weights, gradients, two moments, average
     states = copies * parameters * 4
     activations = activation_bytes(model, config.size) * at_once
     device = find_device(config.device)
+    if device.type == "cpu":
+        keep_freed_memory()  # as the run will, or it would seem slower than it is
     part = config.subset
     drawn = f" (drawn by seed {part.seed})" if part.per_class or part.classes else ""
     trial = try_steps(config, images, network, World(0, processes, device))
