@@ -55,12 +55,15 @@ class Session:
             return self._leave_alone()
         if self.world.is_main:
             averaged = self.config.ema.decay is not None
+            self.store.refuse_other(begin=verb != "continue")
             self.store.refuse_unwritable(count_parameters(self.model), averaged)
         self._build()
         state = self._load_last() if verb == "continue" else None
         if state is not None:
             self._take_up(state)
         elif self.world.is_main:
+            if verb == "anew" and (aside := self.folder.set_aside()):
+                self.console.line(f"the earlier run is kept in {aside}")
             self.folder.begin(
                 configuration.to_dict(self.config),
                 stale=[self.folder.final, self.folder.train_files],
@@ -91,14 +94,12 @@ class Session:
     # ---- before training ----------------------------------------------------------------------
 
     def _decide(self) -> str:
-        """Whether this run is done, to be continued or to be begun; the main process's choice."""
+        """Whether this run is done, to be continued, begun, or begun anew; the main process's choice."""
         config, folder = self.config, self.folder
         # a group of processes that torchrun has restarted goes on with what it began
         restarted = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
         if config.resume == "never" and not restarted:
-            if aside := folder.set_aside():
-                self.console.line(f"the earlier run is kept in {aside}")
-            return "begin"
+            return "anew"
         folder.refuse_other_settings(configuration.to_dict(config))
         if (finished := folder.done()) is not None:
             folder.refuse_other("data", finished["data"]["sha256"], self.data_hashes)
@@ -107,8 +108,9 @@ class Session:
 
     def _leave_alone(self) -> dict[str, Any]:
         """A finished run: see to it that the store has its weights."""
-        finished = self.folder.done()
-        assert finished is not None
+        finished: dict[str, Any] = self.world.broadcast(
+            self.folder.done() if self.world.is_main else None
+        )
         self.console.line(f"already finished, nothing to do: {self.folder.result}")
         if self.world.is_main:
             self.console.line(self.store.publish())
