@@ -120,7 +120,14 @@ def open_image(data: bytes) -> Image.Image:
 
 
 def load_rgb(image: Image.Image) -> Image.Image:
-    """Decode, and convert to RGB as timm does. Raises ImageError (a truncated file, for example)."""
+    """Decode, and convert to RGB as timm does.
+
+    Raises:
+        ImageError: the file is truncated, say, or has more than 8 bits a channel: Pillow would cut
+            off all that is brighter than 255.
+    """
+    if image.mode.startswith(("I", "F")):
+        raise ImageError(f"pixels of more than 8 bits (mode {image.mode})")
     try:
         image.load()
         return image if image.mode == "RGB" else image.convert("RGB")
@@ -183,6 +190,9 @@ def open_images(
     except OSError as error:
         raise DataError(f"{error.filename or root}: cannot be read ({error.strerror})") from error
     _refuse_empty(found)
+    for name in found.classes:  # which stand in JSON and in weights
+        if not name.isascii() and any("\ud800" <= c <= "\udfff" for c in name):
+            raise DataError(f"{root}: the name of class {name} is not UTF-8; rename its folder")
     return found
 
 
@@ -255,7 +265,12 @@ def _refuse_empty(images: ImageSet) -> None:
     counts = np.bincount(images.labels, minlength=len(images.classes))
     empty = [name for name, count in zip(images.classes, counts, strict=True) if not count]
     if not len(images):
-        raise DataError(f"{images.root}: {images.split} has no images")
+        raise DataError(
+            f"{images.root}: {images.split} has no images ({', '.join(sorted(SUFFIXES))}) right in "
+            "its class folders"
+            if images.kind == "folder"
+            else f"{images.root}: {images.split} has no images"
+        )
     if empty:
         raise DataError(
             f"{images.root}: {_some(empty, 'class', 'classes')} of {images.split} without images; "

@@ -76,7 +76,7 @@ def index_shards(
     named = info.get("classes")
     facts: dict[str, Any] = {
         "format": FORMAT,
-        "classes": named if isinstance(named, list) else None,
+        "classes": [str(name) for name in named] if isinstance(named, list) else None,
         "shards": [[str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns] for p in shards],
     }
     key = hashlib.sha256("\0".join(entry[0] for entry in facts["shards"]).encode()).hexdigest()[:24]
@@ -122,9 +122,15 @@ def _build(
         raise DataError(f"{root}: no images in {shards[0].name}" + (" ..." if shards[1:] else ""))
     if found.numbered:
         top = max(map(int, found.owners))
+        if classes is None and top >= len(found.owners):  # most classes would be empty
+            raise DataError(
+                f"{root}: a label is {top}, but there are only {len(found.owners)} images"
+            )
         classes = classes or [str(n) for n in range(top + 1)]
         if top >= len(classes):
             raise DataError(f"{root}: a label is {top}, but info.json names {len(classes)} classes")
+        if len(set(classes)) < len(classes):
+            raise DataError(f"{root}: info.json names a class twice; its classes are to differ")
         labels = np.array([int(owner) for owner in found.owners], dtype=np.int64)
     else:
         classes = sorted(set(found.owners))
@@ -200,13 +206,31 @@ def _members(path: Path, progress: Progress) -> Iterator[tuple[str, int, int]]:
                     raise tarfile.ReadError("cut short")
                 progress.advance(member.offset_data - done)
                 done = member.offset_data
+                if member.islnk() and PurePosixPath(member.name).suffix.lower() in SUFFIXES:
+                    raise tarfile.ReadError(f"{member.name} is a hard link, not a file")
                 if member.isreg():
                     yield str(PurePosixPath(member.name)), member.offset_data, member.size
+            _require_end(path, tar.offset)
     except tarfile.TarError as error:
         raise DataError(
             f"{path} is not a readable, uncompressed tar ({error}); copy or make it again"
         ) from error
     progress.advance(end - done)
+
+
+def _require_end(path: Path, offset: int) -> None:
+    """Make sure that a tar ends where Python's tarfile stopped: it takes a broken header for the end.
+
+    Raises:
+        tarfile.ReadError: no block of zeros is there, or members come after it.
+    """
+    with path.open("rb") as file:
+        file.seek(offset)
+        if file.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
+            raise tarfile.ReadError(f"cut short or damaged at byte {offset}")
+        while rest := file.read(1 << 20):
+            if rest.strip(tarfile.NUL):
+                raise tarfile.ReadError("more comes after its end, as in two tars made one by cat")
 
 
 def _load(file: Path, facts: dict[str, Any]) -> dict[str, Any] | None:

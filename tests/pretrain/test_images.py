@@ -10,6 +10,7 @@ import sys
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -254,8 +255,14 @@ def test_the_nearest_usable_folder_is_named(copy: Path, tmp_path: Path) -> None:
 def test_unusable_tars(tars: Path, cache: Path) -> None:
     val = tars / "small-val.tar"
     whole = val.read_bytes()
+    with tarfile.open(val) as tar:
+        last = tar.getmembers()[-1].offset
     for data, message in (
         (whole[:3000], "cut short|unexpected end"),
+        (whole[:last], "cut short or damaged"),  # Python's tarfile takes these for whole
+        (whole[: last + 99], "cut short or damaged"),
+        (whole[:last] + b"\xff" * 512 + whole[last + 512 :], "cut short or damaged"),
+        (whole + whole, "more comes after its end"),
         (b"no tar", "not a readable, uncompressed tar"),
         (b"", "not a readable, uncompressed tar"),
     ):
@@ -263,6 +270,11 @@ def test_unusable_tars(tars: Path, cache: Path) -> None:
         with pytest.raises(DataError, match=message) as caught:
             open_images(tars, "val", cache_dir=cache)
         assert "\n" not in str(caught.value)
+    hard_link = tarfile.TarInfo("n01440764/again.JPEG")
+    hard_link.type, hard_link.linkname = tarfile.LNKTYPE, "n01440764/a.JPEG"
+    val.write_bytes(hard_link.tobuf() + whole)
+    with pytest.raises(DataError, match="is a hard link"):
+        open_images(tars, "val", cache_dir=cache)
     val.rename(tars / "small-val.tar.gz")
     with pytest.raises(DataError, match="is compressed"):
         open_images(tars, "val", cache_dir=cache)
@@ -288,6 +300,43 @@ def test_every_mode_becomes_rgb(copy: Path) -> None:
     for mode, form in (("L", "JPEG"), ("CMYK", "JPEG"), ("P", "PNG"), ("RGBA", "PNG")):
         Image.new(mode, (8, 6)).save(file, form)
         assert images.open(0).mode == "RGB"
+
+
+def test_more_than_8_bits_are_no_white_image(copy: Path) -> None:
+    images = open_images(copy, "train")
+    pixels = np.arange(48, dtype=np.uint16).reshape(6, 8) * 1000
+    Image.fromarray(pixels).save(copy / "train" / images.name(0), "PNG")
+    with pytest.raises(ImageError, match="more than 8 bits"):
+        images.open(0)
+
+
+def test_a_class_that_is_not_utf8_is_named(copy: Path) -> None:
+    for split in ("train", "val"):
+        (copy / split / "n01440764").rename(
+            copy / split / b"n\xff".decode(errors="surrogateescape")
+        )
+    with pytest.raises(DataError, match="is not UTF-8"):
+        open_splits(copy)
+
+
+@pytest.mark.parametrize(
+    ("classes", "label", "message"),
+    [
+        (["a", "a"], 0, "names a class twice"),
+        (["a", "b"], 2, "info.json names 2 classes"),
+        (None, 10**12, "there are only 12 images"),
+    ],
+)
+def test_impossible_labels(
+    jpegs: Path, tmp_path: Path, cache: Path, classes: Any, label: int, message: str
+) -> None:
+    members = {}
+    for i, data in enumerate(files_of(jpegs, "val").values()):
+        members |= {f"{i}.jpg": data, f"{i}.cls": str(label if i == 0 else i % 2).encode()}
+    write_tar(tmp_path / "val.tar", members)
+    (tmp_path / "info.json").write_text(json.dumps({"classes": classes}))
+    with pytest.raises(DataError, match=message):
+        open_images(tmp_path, "val", cache_dir=cache)
 
 
 def test_opening_loads_no_pytorch() -> None:
