@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from timm.models import is_model_in_modules
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from dogmed import optim
 from dogmed.distributed import World
@@ -70,7 +71,7 @@ def fingerprint(images: ImageSet) -> str:
     digest = hashlib.sha256("\0".join(images.classes).encode())
     digest.update(images.labels.astype("<i8").tobytes())
     for i in range(len(images)):
-        digest.update(images.name(i).encode() + b"\0")
+        digest.update(images.name(i).encode("utf-8", "surrogateescape") + b"\0")
     return digest.hexdigest()
 
 
@@ -158,6 +159,7 @@ def build_batches(
             interpolation="bicubic",
         ),
     }
+    _refuse_lone_image(config, network.model, world)
     batches = {}
     for split, of_split in zip(("train", "val"), images, strict=True):
         train = split == "train"
@@ -175,6 +177,23 @@ def build_batches(
             world_size=world.size,
         )
     return batches
+
+
+def _refuse_lone_image(config: PretrainConfig, model: nn.Module, world: World) -> None:
+    """Make sure that no micro-batch is one image where batches are normalised: it has no variance.
+
+    Raises:
+        ConfigError: one is.
+    """
+    shares = {-(-(config.batch_size - rank) // world.size) for rank in range(world.size)}
+    lone = any(
+        1 in (share, share % config.micro_batch) or config.micro_batch == 1 for share in shares
+    )
+    if lone and any(isinstance(module, _BatchNorm) for module in model.modules()):
+        raise ConfigError(
+            f"{config.model} normalises batches, and --batch-size {config.batch_size} by --micro-batch "
+            f"{config.micro_batch} on {world.size} process(es) leaves one image alone: give other sizes"
+        )
 
 
 def count_workers(asked: int | None) -> int:

@@ -154,7 +154,7 @@ class EmaConfig:
 class EvalConfig:
     """Validation, and which epoch's weights go to the store."""
 
-    crop_pct: Annotated[float, Gt(0), Le(1)]
+    crop_pct: Annotated[float, Ge(0.1), Le(1)]
     """Share of the resized side that the centre crop keeps."""
     batch_size: Count
     """Images a device takes at once in evaluation; no influence on the result beyond rounding."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import time
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from dogmed import config as configuration
 from dogmed.console import Console, duration
 from dogmed.data.progress import human
 from dogmed.errors import ConfigError, WeightsError
-from dogmed.models.weights import read_weights, save_weights
+from dogmed.models.weights import read_weights, save_weights, verify
 from dogmed.pretrain.build import Network
 from dogmed.pretrain.config import PretrainConfig
 from dogmed.pretrain.folder import PretrainFolder
@@ -72,9 +73,8 @@ class Store:
             averaged: whether checkpoints hold an average of the weights too.
 
         Raises:
-            ConfigError: other weights are there, a folder cannot be written, or the disk is too full.
+            ConfigError: a folder cannot be written, or the disk is too full.
         """
-        self.refuse_other()
         # weights; for the last checkpoint also two moments, and twice while it is replaced
         copies = 2 * (3 + averaged) + 2
         need = {self.path.parent: 4 * parameters, self.final.parent: copies * 4 * parameters}
@@ -90,13 +90,17 @@ class Store:
                     f"{human(size)}: free some space, or give another --out or --weights-dir"
                 )
 
-    def refuse_other(self) -> None:
+    def refuse_other(self, *, begin: bool) -> None:
         """Make sure that nobody's weights would be replaced unasked.
+
+        Args:
+            begin: the run starts from nothing: even weights of its own would be an earlier run's.
 
         Raises:
             ConfigError: other weights are there.
         """
-        if self._holds_other() and not self.overwrite:
+        other = self.path.exists() if begin else self._holds_other()
+        if other and not self.overwrite:
             raise ConfigError(
                 f"{self.path} holds weights of another run: give another --weights-dir, move the file "
                 "away, or replace it with --overwrite-weights"
@@ -105,8 +109,10 @@ class Store:
     def publish(self) -> str:
         """Copy the run's weights into the store; returns a line that says what was done."""
         if self.path.is_file() and not self._holds_other():
-            return f"weights {self.path}"
-        if self.path.is_file() and not self.overwrite:
+            with contextlib.suppress(WeightsError):  # damaged: they are written again
+                verify(self.path)
+                return f"weights {self.path}"
+        elif self.path.is_file() and not self.overwrite:
             return (
                 f"weights stay in {self.final}: {self.path} holds those of another run "
                 "(--overwrite-weights replaces them)"
@@ -240,13 +246,16 @@ def epoch_line(row: dict[str, Any], improved: bool) -> str:
 
 
 def summary(report: dict[str, Any]) -> str:
-    """The result in two lines, for a person."""
+    """The result in two lines, for a person, and one more if images were skipped."""
     val, picked = report["val"], "picked on the same images"
     if report["selected_on"] == "last":
         picked = f"the last; the best on val was {report['best_epoch']}"
     elif report["selected_on"] == "ema":
         picked = "the moving average"
-    return (
+    bad, skipped = report["data"]["unreadable"], ""
+    if bad:
+        skipped = f"skipped {', '.join(bad[:3])}{', ...' * (len(bad) > 3)}: unreadable\n"
+    return skipped + (
         f"val     acc@1 {val['acc1']:.4f}, acc@5 {val['acc5']:.4f}   "
         f"(n = {report['data']['val_images']}, {report['data']['classes']} classes; "
         f"epoch {report['epoch']} of {report['epochs']}, {picked})\n"

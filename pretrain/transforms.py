@@ -151,8 +151,13 @@ def train_transform(
     """Build ``TrainTransform``; arguments are those of ``timm.data.create_transform``.
 
     Raises:
-        ConfigError: timm does not know the augmentation policy.
+        ConfigError: timm does not know the augmentation policy, or a range falls.
     """
+    for flag, (low, high) in (("crop-scale", scale), ("crop-ratio", ratio)):
+        if not 0 < low <= high:
+            raise ConfigError(
+                f"--augment.{flag} {low:g} {high:g}: expected 0 < smallest <= largest"
+            )
     try:
         pipeline = create_transform(
             size,

@@ -16,6 +16,7 @@ from dogmed import config as configuration
 from dogmed import tracking
 from dogmed.errors import DogmedError
 from dogmed.models import build_model
+from dogmed.models.weights import verify
 from dogmed.pretrain import command as commands
 from dogmed.pretrain.config import PretrainConfig
 from dogmed.weights.records import read_record
@@ -105,8 +106,12 @@ def test_a_finished_run_is_left_alone_and_its_weights_are_put_back(
     shutil.rmtree(tmp_path / "weights")
     assert run_tiny(epochs=1) == first
     assert "already finished" in capsys.readouterr().out
-    record = read_record(tmp_path / "weights" / "dognext_test.imagenet50ep.safetensors")
+    path = tmp_path / "weights" / "dognext_test.imagenet50ep.safetensors"
+    record = read_record(path)
     assert record is not None and record.sha256 == first["weights_sha256"]
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    run_tiny(epochs=1)
+    assert verify(path) == read_record(path)
     with pytest.raises(ValueError, match=r"other settings \(--epochs 1 -> 2\)"):
         run_tiny(epochs=2)
 
@@ -119,6 +124,25 @@ def test_nobody_loses_weights_unasked(run_tiny: RunTiny, tmp_path: Path) -> None
     assert read_record(path).sha256 == first["weights_sha256"]
     second = run_tiny(epochs=1, seed=1, overwrite_weights=True)
     assert read_record(path).sha256 == second["weights_sha256"] != first["weights_sha256"]
+
+
+def test_what_is_refused_moves_no_earlier_run(run_tiny: RunTiny, tmp_path: Path) -> None:
+    run_tiny(epochs=1)
+    for overrides in ({}, {"batch_size": 41}):  # the store has the earlier run's weights
+        with pytest.raises(DogmedError):
+            run_tiny(epochs=1, resume="never", **overrides)
+    assert folder_of(tmp_path).joinpath("result.json").is_file()
+    assert not list(tmp_path.rglob("*.old1"))
+    run_tiny(epochs=1, resume="never", overwrite_weights=True)
+    assert list(tmp_path.rglob("*.old1"))
+
+
+def test_files_of_any_name_train(run_tiny: RunTiny, jpegs: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(jpegs, copy)
+    name = b"\xff\n.JPEG".decode(errors="surrogateescape")
+    next(copy.rglob("*.JPEG")).rename(copy / "train" / "n01440764" / name)
+    assert run_tiny(epochs=1, data=str(copy))["epochs"] == 1
 
 
 def test_other_models_train_with_plain_scale_augmentation(run_tiny: RunTiny) -> None:
@@ -155,6 +179,8 @@ def test_a_dry_run_tries_steps_and_writes_nothing(
         ({"num_classes": 1000}, "has 4 classes to train on, .* a classifier of 1000"),
         ({"subset__classes": 5}, "4"),
         ({"batch_size": 41}, "batch"),
+        ({"model": "resnet18", "batch_size": 9, "micro_batch": 8}, "leaves one image alone"),
+        ({"augment__crop_scale": [0.9, 0.2]}, "expected 0 < smallest <= largest"),
         ({"optim__name": "adamww"}, "did you mean 'adamw'"),
         ({"device": "cuda:99"}, "--device cuda:99"),
         (
