@@ -117,7 +117,7 @@ def weights_list(*, weights_dir: Path | None = None) -> int:
     store = weights_dir or default_weights_dir()
     rows = [("name", "model", "recipe", "accuracy", "px", "disk", "licence")]
     for path, found in list_weights(store).items():
-        disk = f"{path.stat().st_size / 1e6:,.1f} MB"
+        disk = f"{path.stat().st_size / 1e6:,.1f} MB" if path.exists() else "gone"
         if isinstance(found, WeightsRecord):
             rows.append((path.stem, found.model, found.recipe, _accuracy(found),
                          str(found.data.size), disk, found.licence or "not stated"))  # fmt: skip

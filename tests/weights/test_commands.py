@@ -52,11 +52,14 @@ def run(store: Path, *words: str) -> int:
 def test_list(store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     whole = (store / "dognext_test.imagenet50ep.safetensors").read_bytes()
     (store / "dognext_test.cut.safetensors").write_bytes(whole[:-9])
+    (store / "dognext_test.gone.safetensors").symlink_to(tmp_path / "nowhere.safetensors")
     safetensors.torch.save_file({"a": torch.zeros(1)}, store / "resnet18.bare.safetensors")
     assert run(store, "list") == 0
     header, *lines = capsys.readouterr().out.splitlines()
     assert header.split() == ["name", "model", "recipe", "accuracy", "px", "disk", "licence"]
-    assert len(lines) == 4
+    assert len(lines) == 5
+    (gone,) = [line for line in lines if line.startswith("dognext_test.gone ")]
+    assert "DAMAGED: " in gone
     (cut,) = [line for line in lines if line.startswith("dognext_test.cut ")]
     assert "DAMAGED: cannot read weights from" in cut
     (bare,) = [line for line in lines if line.startswith("resnet18.bare ")]
