@@ -207,12 +207,16 @@ class DoGConv2d(nn.Module):
     def current_kernel(self) -> Tensor:
         """Return the kernels of this forward pass, (C, 1, K, K), sampling them only if need be.
 
-        In eval mode and without gradients they are kept until a parameter is changed or moved. A
-        change through ``parameter.data`` leaves no trace; call ``train()`` or ``eval()`` after it.
+        In eval mode and without gradients they are kept until a parameter is changed or moved, or
+        gradients are asked for: a step of a fused optimizer leaves no trace on the parameters. Nor
+        does a change through ``parameter.data``; call ``train()`` or ``eval()`` after it.
         """
         if self._given is not None:
             return self._given
-        if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        if torch.compiler.is_compiling():
+            return self.kernel()
+        if self.training or torch.is_grad_enabled():
+            self._cached = None
             return self.kernel()
         if any(p.is_inference() for p in self.parameters()):  # they have no version
             return self.kernel()
@@ -261,7 +265,7 @@ def sampled_together(layers: Iterable[DoGConv2d]) -> Iterator[None]:
             kernels = sample_kernels(DoGParameters(*stacked), kernel_size, extent)
             channels = [layer.channels for layer in group]
             for layer, kernel in zip(group, kernels.split(channels), strict=True):
-                layer._given = layer.finish(kernel)
+                layer._given, layer._cached = layer.finish(kernel), None
         yield
     finally:
         for layer in layers:

@@ -71,6 +71,19 @@ def test_kept_kernels_are_dropped_when_something_changes(change):
     )
 
 
+@pytest.mark.parametrize("together", [True, False])
+def test_a_fused_step_in_eval_mode_is_noticed(together):
+    model, x = timm.create_model("dognext_test", num_classes=2).eval(), torch.randn(2, 3, 32, 32)
+    model.set_grad_checkpointing(not together)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, fused=True)
+    with torch.no_grad():
+        model(x)
+    model(x).sum().backward()
+    optimizer.step()
+    with torch.no_grad():
+        assert torch.equal(model(x), copy.deepcopy(model).train().eval()(x))
+
+
 def test_never_kept_with_gradients_or_in_training():
     x = layer()
     assert x.current_kernel() is not x.current_kernel() and x.current_kernel().requires_grad
