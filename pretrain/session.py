@@ -11,7 +11,7 @@ from dogmed import checkpoint, optim, tracking
 from dogmed import config as configuration
 from dogmed.console import Console, Stopper
 from dogmed.distributed import World
-from dogmed.errors import ConfigError, DogmedError
+from dogmed.errors import ConfigError, DogmedError, WeightsError
 from dogmed.models.cost import count_parameters, describe_cost
 from dogmed.models.weights import read_weights, save_weights
 from dogmed.pretrain import build, result, subset
@@ -113,7 +113,13 @@ class Session:
         )
         self.console.line(f"already finished, nothing to do: {self.folder.result}")
         if self.world.is_main:
-            self.console.line(self.store.publish())
+            try:
+                self.console.line(self.store.publish())
+            except WeightsError as error:
+                again = f"delete {self.folder.result} to write them again from the last checkpoint"
+                raise WeightsError(
+                    f"{error}; if the run's own weights are lost, {again}"
+                ) from error
         self.console.line(result.summary(finished))
         return finished
 

@@ -87,7 +87,13 @@ def index_shards(
             index = _load(file, facts)  # another process may have been first
             if index is None:
                 index = _build(root, shards, facts["classes"], progress)
-                _save(file, index, facts)
+                try:
+                    _save(file, index, facts)
+                except OSError as error:
+                    raise DataError(
+                        f"the index of {root} cannot be written to {file} ({error.strerror}); free "
+                        "some space, or choose another folder with --cache-dir"
+                    ) from error
     places = (index["shard"], index["offset"], index["size"])
     names = Names(index["characters"], index["ends"])
     return tuple(index["classes"]), index["labels"], ShardSource(shards, names, places)
@@ -249,9 +255,12 @@ def _save(file: Path, index: dict[str, Any], facts: dict[str, Any]) -> None:
     make_folder(file.parent)
     head = json.dumps({"facts": facts, "classes": index["classes"]}).encode()
     part = file.with_name(f"{file.name}.{os.getpid()}.part")
-    with part.open("wb") as stream:
-        arrays = {name: index[name] for name in _ARRAYS}
-        np.savez(stream, head=np.frombuffer(head, dtype=np.uint8), **arrays)
-        stream.flush()
-        os.fsync(stream.fileno())
-    part.replace(file)
+    try:
+        with part.open("wb") as stream:
+            arrays = {name: index[name] for name in _ARRAYS}
+            np.savez(stream, head=np.frombuffer(head, dtype=np.uint8), **arrays)
+            stream.flush()
+            os.fsync(stream.fileno())
+        part.replace(file)
+    finally:
+        part.unlink(missing_ok=True)

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import timm
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from dogmed.errors import WeightsError, reason
@@ -86,7 +87,7 @@ def export_weights(
                 difference = compare(opened, original, record.in_chans)
                 for file in files:
                     (staged / file).replace(out / file)
-        except OSError as error:
+        except (OSError, SafetensorError) as error:  # the latter is timm's for a full disk
             raise WeightsError(f"cannot write to {out}: {reason(error)}") from error
     return Exported(out if format == "timm" else out / files[0], record, difference)
 

@@ -110,3 +110,14 @@ def test_two_processes_that_are_stopped_are_continued_by_one(
         for name in ("train_loss", "val_loss"):
             assert continued[name] == pytest.approx(undisturbed[name], rel=1e-4), name
         assert continued["lr"] == undisturbed["lr"]
+
+
+def test_what_one_process_refuses_is_said_once(torchrun: TorchRun, tmp_path: Path) -> None:
+    store = tmp_path / "weights"
+    store.mkdir()
+    (store / "dognext_test.imagenet50ep.safetensors").write_bytes(b"of somebody else")
+    process = torchrun(tmp_path, *FLAGS)
+    _, stderr = process.communicate(timeout=300)
+    assert process.returncode == 1
+    assert stderr.count("holds weights of another run") == 1
+    assert "[rank1]: Traceback" not in stderr

@@ -112,6 +112,13 @@ def test_a_finished_run_is_left_alone_and_its_weights_are_put_back(
     path.write_bytes(path.read_bytes()[:-1] + b"?")
     run_tiny(epochs=1)
     assert verify(path) == read_record(path)
+    shutil.rmtree(tmp_path / "weights")
+    folder = folder_of(tmp_path)
+    (folder / "checkpoints" / "final.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"delete .*result.json to write them again"):
+        run_tiny(epochs=1)
+    (folder / "result.json").unlink()
+    assert run_tiny(epochs=1)["weights_sha256"] == first["weights_sha256"]
     with pytest.raises(ValueError, match=r"other settings \(--epochs 1 -> 2\)"):
         run_tiny(epochs=2)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import resource
 from pathlib import Path
 
 import pytest
@@ -188,3 +189,16 @@ def test_a_record_that_speaks_of_other_classes(
     put(tmp_path, num_classes=5)
     assert run(tmp_path, "mine", "--out", tmp_path / "out") == 2
     assert "is not what its record says" in capsys.readouterr().err
+
+
+def test_a_full_disk_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    put(tmp_path)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    try:
+        assert run(tmp_path, "mine", "--out", tmp_path / "out") == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "cannot write to" in said
+    assert not list((tmp_path / "out").iterdir())
