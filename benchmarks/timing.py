@@ -8,8 +8,6 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import torch
-
 Times = dict[str, list[tuple[float, float]]]
 """Seconds of each candidate by the clock and of the processor, round by round."""
 CLOCK, PROCESSOR = 0, 1
@@ -35,6 +33,8 @@ def rounds(
 def wait(device: str) -> None:
     """Wait for the device."""
     if device == "cuda":
+        import torch  # here, so that a fresh process that measures its memory starts small
+
         torch.cuda.synchronize()
 
 
