@@ -37,6 +37,12 @@ COMMANDS = {
         "dogmed.finetune.command:command",
         "finetune/default",
     ),
+    "benchmark": Command(
+        "fine-tune every combination of tasks, models, initial weights and seeds",
+        "dogmed.finetune.matrix:BenchmarkConfig",
+        "dogmed.finetune.matrix:command",
+        "finetune/benchmark",
+    ),
     "pretrain": Command(
         "train a model on ImageNet by a recipe, and put its weights where --init finds them",
         "dogmed.pretrain.config:PretrainConfig",

@@ -13,6 +13,7 @@ import yaml
 from dogmed import config
 from dogmed.errors import ConfigError
 from dogmed.finetune.config import FinetuneConfig
+from dogmed.finetune.matrix import BenchmarkConfig
 from dogmed.pretrain.config import PretrainConfig
 
 RECIPE = config.recipe("finetune/default")
@@ -32,6 +33,8 @@ def test_every_shipped_recipe_is_valid(name: str) -> None:
     values = config.recipe(name)
     if name.startswith("pretrain/"):  # their own name is no value of theirs
         config.build(PretrainConfig, {"recipe": name.removeprefix("pretrain/"), **values})
+    elif name == "finetune/benchmark":
+        config.build(BenchmarkConfig, values)
     else:
         config.build(FinetuneConfig, values)
 

@@ -1,0 +1,222 @@
+"""``dogmed benchmark``: every cell of the matrix once, whatever happens on the way.
+
+A cell is done when its folder has a ``result.json``, and nothing else is remembered: a stopped benchmark
+is continued by the same command, and several may share one matrix, for a run belongs to the process
+that holds its folder's lock.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from dogmed import tracking
+from dogmed.config import to_yaml
+from dogmed.console import Console, Stopper
+from dogmed.errors import Interrupted, WeightsError
+from dogmed.finetune import board
+from dogmed.finetune.cells import Cell, check_weights, find_cells
+from dogmed.finetune.config import FinetuneConfig
+from dogmed.finetune.executors import Executor, Job, Local, local_devices
+from dogmed.runs import write_atomic
+
+ATTEMPTS = 2  # of a cell, in one sitting
+POLL_SECONDS = 0.2
+SHOW_SECONDS = 1.0
+
+
+def benchmark(
+    runs: Sequence[FinetuneConfig],
+    *,
+    skip_missing: bool = False,
+    executor: Executor | None = None,
+) -> int:
+    """Do the runs that are not done, print a table of all and write it to ``benchmark/results.csv``.
+
+    A run that fails is tried once more after the others; what it printed is in ``benchmark/cells``.
+
+    Args:
+        runs: the cells, as ``matrix.combine`` lists them; all with one ``out``.
+        skip_missing: leave out cells without initial weights, in place of refusing them.
+        executor: where the runs go; by default a process each on this machine, one for each GPU.
+
+    Returns:
+        The exit code: 1 if a cell has failed, else 0.
+
+    Raises:
+        DogmedError: options, data or weights cannot be used, told before any run starts.
+        Interrupted: a signal stopped the benchmark; calling again continues it.
+    """
+    first = runs[0]
+    out = first.out.expanduser()
+    cells = find_cells(runs)
+    _refuse_missing(cells, check_weights(cells), skip_missing or first.dry_run)
+    executor = executor or Local(local_devices(first.device))
+    if first.dry_run:
+        from dogmed.finetune.estimate import describe
+
+        print(describe(cells, executor.slots))
+        return 0
+    console = Console(True)
+    results = out / "benchmark" / "results.csv"
+    sitting = Sitting(cells, executor, console, out)
+    done = sum(cell.state == "done" for cell in cells)
+    console.line(f"{len(cells)} cells, {done} of them done already; {executor.slots} at once")
+    try:
+        if any(cell.state == "to do" for cell in cells):
+            _set_up_store(first, out)
+            sitting.run()
+    finally:
+        board.write_results(cells, results, out)
+    board.print_results(cells, out)
+    console.line(f"results {results}")
+    failed = [cell for cell in cells if cell.state == "failed"]
+    for cell in failed:
+        print(f"FAILED  {cell.title}: {cell.note}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+class Sitting:
+    """The work on a matrix from one call of the command to its end, or to a stop.
+
+    Args:
+        cells: those to do are done, and their state is kept up to date.
+        executor: where they go.
+        console: where lines go.
+        out: the cells' options and output are kept in ``benchmark/cells`` below it.
+    """
+
+    def __init__(self, cells: Sequence[Cell], executor: Executor, console: Console, out: Path):
+        self.cells, self.executor, self.console = cells, executor, console
+        self.folder = out / "benchmark" / "cells"
+        self.board = board.Board(cells, executor.slots, console)
+        self._queue = [cell for cell in cells if cell.state == "to do"]
+        self._running: dict[str, tuple[Cell, Path, int]] = {}  # with its log and where it begins
+
+    def run(self) -> None:
+        """Run all cells to do.
+
+        Raises:
+            Interrupted: a signal came; the runs have saved their state (after a second one: not).
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        shown = 0.0
+        with Stopper(self.console) as stopper:
+            stopper.deferring = True
+            asked = False
+            try:
+                while self._running or (self._queue and not stopper.requested):
+                    self._collect(stopping=asked)
+                    if stopper.requested and not asked:
+                        asked = True
+                        self.executor.stop()
+                    if not asked:
+                        self._fill()
+                    if time.monotonic() - shown > SHOW_SECONDS:
+                        shown = time.monotonic()
+                        self.board.refresh()
+                    time.sleep(POLL_SECONDS)
+            finally:
+                self.board.close()
+                if self._running:
+                    self.executor.kill()
+                for cell, _, _ in self._running.values():
+                    cell.state = "to do"
+        if stopper.requested and any(cell.state == "to do" for cell in self.cells):
+            done = sum(cell.state == "done" for cell in self.cells)
+            raise Interrupted(
+                f"stopped with {done} of {len(self.cells)} cells done; the same command continues",
+                stopper.requested,
+            )
+
+    def _fill(self) -> None:
+        """Start cells that nobody runs, while there is room."""
+        for cell in list(self._queue):
+            if len(self._running) >= self.executor.slots:
+                return
+            if cell.is_busy():
+                continue
+            self._queue.remove(cell)
+            if cell.config.resume == "auto":
+                cell.look()  # another process may have done it
+            if cell.state == "done":
+                self.board.ended(cell)
+            else:
+                self._start(cell)
+
+    def _start(self, cell: Cell) -> None:
+        name = cell.key.replace("/", "+")
+        options, log = (self.folder / f"{name}.{suffix}" for suffix in ("yaml", "log"))
+        write_atomic(options, to_yaml(cell.config))
+        written = log.stat().st_size if log.is_file() else 0
+        cell.start()
+        self._running[name] = cell, log, written
+        words = (sys.executable, "-m", "dogmed", "finetune", "--config", str(options))
+        self.executor.start(Job(name, words, log))
+        self.board.event(cell, "begin" if cell.whole else "continue")
+
+    def _collect(self, *, stopping: bool) -> None:
+        """Take note of the cells that have ended."""
+        for name, code in self.executor.ended().items():
+            cell, log, written = self._running.pop(name)
+            wall = time.monotonic() - cell.began
+            cell.look()
+            if code == 0 and cell.result is not None:
+                cell.seconds = wall if cell.whole else cell.seconds
+                self.board.ended(cell)
+            elif stopping:
+                cell.state, cell.result = "to do", None
+                self.board.event(cell, "stopped")
+            else:
+                self._fail(cell, f"{_last_words(log, written, code)} ({log})")
+
+    def _fail(self, cell: Cell, why: str) -> None:
+        cell.result, cell.note = None, why
+        cell.state = "to do" if cell.attempts < ATTEMPTS else "failed"
+        if cell.state == "to do":
+            self._queue.append(cell)
+        self.board.ended(cell)
+
+
+def _refuse_missing(
+    cells: Sequence[Cell], problems: dict[tuple[str, str], str], go_on: bool
+) -> None:
+    """Tell which cells have no weights, and go on only where that is wanted."""
+    for (model, init), why in problems.items():
+        tasks = [
+            cell.data.task.name
+            for cell in cells
+            if cell.state == "no weights" and (cell.config.model, cell.config.init) == (model, init)
+        ]
+        named = ", ".join(dict.fromkeys(tasks))
+        print(f"{model} × {init}: {len(tasks)} cells cannot run ({named}): {why}", file=sys.stderr)
+    if problems and not go_on:
+        count = sum(cell.state == "no weights" for cell in cells)
+        raise WeightsError(
+            f"{count} of {len(cells)} cells have no initial weights; nothing was started. "
+            "Make them as told above, or give --skip-missing to do the others"
+        )
+
+
+def _set_up_store(config: FinetuneConfig, out: Path) -> None:
+    """Have the MLflow store ready before several runs come to it at once: its set-up is no race then."""
+    if config.tracking == "off":
+        return
+    uri = tracking.default_uri(out)
+    try:
+        tracking.open_store(uri, out)
+    except tracking.store_errors() as error:
+        what = "the runs go on without it, and their own files stay complete"
+        print(f"MLflow at {tracking.shown(uri)} cannot be used ({error}); {what}", file=sys.stderr)
+
+
+def _last_words(log: Path, start: int, code: int) -> str:
+    """What a failed job said at the end: its error message if there is one, else its last line."""
+    with log.open("rb") as file:
+        file.seek(start)
+        lines = [line for line in file.read().decode(errors="replace").splitlines() if line.strip()]
+    told = [line for line in lines if line.startswith("dogmed: ")]
+    last = (told or lines or ["it said nothing"])[-1].removeprefix("dogmed: ").strip()
+    return f"{last}; exit code {code}" if code >= 0 else f"{last}; ended by signal {-code}"

@@ -1,0 +1,126 @@
+"""Where the cells of a benchmark run: as processes of this machine.
+
+An executor starts jobs and tells which have ended; it knows nothing of what they do.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+@dataclass(frozen=True)
+class Job:
+    """A command that can be repeated: what it did before it was stopped, it does not do again."""
+
+    name: str
+    command: tuple[str, ...]
+    log: Path
+    """What the command prints is appended here."""
+
+
+class Executor(Protocol):
+    """What runs jobs, at most ``slots`` of them at once."""
+
+    slots: int
+
+    def start(self, job: Job) -> None:
+        """Run a job; its name is that of no job under way."""
+
+    def ended(self) -> dict[str, int]:
+        """Exit codes, by name, of the jobs that have ended since this was last asked."""
+
+    def stop(self) -> None:
+        """Ask all jobs to save what they have done and to end."""
+
+    def kill(self) -> None:
+        """End all jobs at once."""
+
+
+class Local:
+    """Processes of this machine, each alone on its device.
+
+    They end with this process, however it ends (on Linux; elsewhere they outlive its violent death), and
+    a Ctrl-C at the terminal reaches this process only.
+
+    Args:
+        devices: one slot each: the job's ``CUDA_VISIBLE_DEVICES``, or None to leave it as it is.
+    """
+
+    def __init__(self, devices: Sequence[str | None]):
+        self.slots = len(devices)
+        self._free = list(devices)
+        self._running: dict[str, tuple[subprocess.Popen[bytes], str | None]] = {}
+
+    def start(self, job: Job) -> None:
+        assert self._free and job.name not in self._running, job
+        device = self._free.pop(0)
+        chosen = {} if device is None else {"CUDA_VISIBLE_DEVICES": device}
+        with job.log.open("ab") as log:
+            process = subprocess.Popen(
+                job.command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=os.environ | chosen,
+                start_new_session=True,
+                preexec_fn=_end_with_parent(),
+            )
+        self._running[job.name] = process, device
+
+    def ended(self) -> dict[str, int]:
+        codes = {}
+        for name, (process, device) in list(self._running.items()):
+            if (code := process.poll()) is not None:
+                codes[name] = code
+                self._free.append(device)
+                del self._running[name]
+        return codes
+
+    def stop(self) -> None:
+        self._signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self._signal(signal.SIGKILL)
+        for process, _ in self._running.values():
+            process.wait()
+
+    def _signal(self, number: int) -> None:
+        for process, _ in self._running.values():
+            process.send_signal(number)
+
+
+def local_devices(device: str) -> list[str | None]:
+    """One slot for each GPU that ``--device`` leaves open, else a single one.
+
+    Args:
+        device: auto, cpu, cuda or cuda:N.
+    """
+    import torch
+
+    count = torch.cuda.device_count() if device in ("auto", "cuda") else 0
+    if count < 2:
+        return [None]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(count))))
+    return [name.strip() for name in visible.split(",")][:count]
+
+
+def _end_with_parent() -> Callable[[], None] | None:
+    """What a child does first: have the system send it SIGTERM when its parent dies."""
+    if sys.platform != "linux":
+        return None
+    prctl = ctypes.CDLL(None).prctl  # found before the fork, after which little is safe
+
+    def ask() -> None:
+        prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+
+    return ask

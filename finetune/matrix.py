@@ -1,0 +1,107 @@
+"""What ``dogmed benchmark`` can be told, and the runs that follow from it.
+
+It takes every option of ``dogmed finetune``. Task, model, init and train fraction may be lists, and
+every combination of them, with every seed, is one cell: one run of ``dogmed finetune``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import os
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+from dogmed.config import configclass
+from dogmed.data.tasks import official_tasks
+from dogmed.errors import ConfigError
+from dogmed.finetune.config import Count, FinetuneConfig
+
+
+@configclass
+class BenchmarkConfig(FinetuneConfig):
+    """Fine-tune every combination of tasks, models, initial weights, train fractions and seeds.
+
+    Whoever wants runs takes ``combine``'s: this class has lists where a run has one value.
+    """
+
+    task: tuple[str, ...]  # type: ignore[assignment]
+    """Tasks as dogmed finetune takes them, apart by commas or spaces."""
+    model: tuple[str, ...]  # type: ignore[assignment]
+    """Models as dogmed finetune takes them, apart by commas or spaces."""
+    init: tuple[str, ...]  # type: ignore[assignment]
+    """Initial weights as dogmed finetune takes them, apart by commas or spaces."""
+    train_fraction: tuple[float | str, ...]  # type: ignore[assignment]
+    """Shares of the training split, in (0, 1], apart by commas or spaces."""
+    seeds: Count
+    """Runs of each combination, with the seeds from --seed on."""
+    all: bool
+    """All twelve official tasks."""
+    skip_missing: bool
+    """Leave out the cells whose initial weights are not there."""
+
+
+def combine(config: BenchmarkConfig) -> list[FinetuneConfig]:
+    """List the runs: all of one seed before those of the next, task after task.
+
+    Raises:
+        ConfigError: no tasks, tasks beside ``all``, or an empty or a wrong list.
+    """
+    tasks = _words(config.task)
+    if config.all and tasks:
+        raise ConfigError(f"--all is all twelve tasks, --task {','.join(tasks)} some: give one")
+    if not config.all and not tasks:
+        raise ConfigError("which tasks? --all, or for example --task breastmnist,pneumoniamnist")
+    models, inits = _words(config.model), _words(config.init)
+    fractions = [_fraction(word) for word in _words(config.train_fraction)]
+    for flag, values in (("model", models), ("init", inits), ("train-fraction", fractions)):
+        if not values:
+            raise ConfigError(f"--{flag}: expected at least one")
+    names = [field.name for field in dataclasses.fields(FinetuneConfig)]
+    shared = {name: getattr(config, name) for name in names}
+    seeds = range(config.seed, config.seed + config.seeds)
+    tasks = list(official_tasks()) if config.all else tasks
+    return [
+        FinetuneConfig(**shared | {
+            "seed": seed, "task": task, "train_fraction": fraction, "model": model, "init": init,
+        })
+        for seed, task, fraction, model, init in itertools.product(
+            seeds, tasks, dict.fromkeys(fractions), models, inits
+        )
+    ]  # fmt: skip
+
+
+def command(**options: Any) -> int:
+    """Run ``dogmed benchmark`` with the fields of ``BenchmarkConfig``; returns the exit code."""
+    config = BenchmarkConfig(**options)
+    runs = combine(config)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError("dogmed benchmark starts its own processes: call it without torchrun")
+    from dogmed.data.store import plan
+    from dogmed.finetune.config import data_options
+
+    # for what it refuses: torch takes seconds to load, a misspelt task need not wait for it
+    for run in {run.task: run for run in runs}.values():
+        plan(**data_options(run))
+    if sys.stderr.isatty():
+        print("loading PyTorch, timm and MONAI ...", file=sys.stderr, flush=True)
+    from dogmed.finetune.benchmark import benchmark
+
+    return benchmark(runs, skip_missing=config.skip_missing)
+
+
+def _words(values: Iterable[float | str]) -> list[str]:
+    """The words of a list whose items may hold several, apart by commas; each once."""
+    words = (word.strip() for value in values for word in str(value).split(","))
+    return list(dict.fromkeys(word for word in words if word))
+
+
+def _fraction(word: str) -> float:
+    try:
+        value = float(word)
+    except ValueError:
+        value = 0.0
+    if not 0 < value <= 1:
+        raise ConfigError(f"--train-fraction: expected numbers above 0 and up to 1, got '{word}'")
+    return value
