@@ -7,10 +7,9 @@ import pytest
 import scipy.stats
 from sklearn import metrics as sk
 
-from dogmed import stats
 from dogmed.errors import ConfigError, DataError
 from dogmed.metrics import KINDS, score
-from dogmed.stats import bootstrap_intervals, bootstrap_replicates
+from dogmed.stats import bootstrap, bootstrap_intervals, bootstrap_replicates
 
 
 def example(kind: str, n: int, seed: int = 0, decimals: int = 2):
@@ -32,7 +31,7 @@ def example(kind: str, n: int, seed: int = 0, decimals: int = 2):
 @pytest.mark.parametrize("n", [25, 300])
 def test_each_replicate_is_the_score_of_the_resampled_arrays(kind, n, monkeypatch):
     """Ties, absent classes and chunk borders included; the resamples are drawn again here."""
-    monkeypatch.setattr(stats, "CHUNK", 7 * n)
+    monkeypatch.setattr(bootstrap, "CHUNK", 7 * n)
     labels, p = example(kind, n)
     resamples = 40
     replicates = bootstrap_replicates(kind, labels, p, resamples=resamples, seed=3)
@@ -49,7 +48,7 @@ def test_auc_and_precision_take_any_weights():
     labels, p = example("binary", 500, decimals=1)
     positive, scores = labels[:, 0] == 1, p[:, 1]
     weights = np.random.default_rng(0).exponential(size=(500, 6))
-    auc, precision = stats._ranked(positive, scores)(weights)
+    auc, precision = bootstrap._ranked(positive, scores)(weights)
     for r, w in enumerate(weights.T):
         assert auc[r] == pytest.approx(sk.roc_auc_score(positive, scores, sample_weight=w))
         expected = sk.average_precision_score(positive, scores, sample_weight=w)

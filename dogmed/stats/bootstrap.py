@@ -8,8 +8,8 @@ ranks with ties counted as one half, which equals ``roc_auc_score`` on the resam
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -29,7 +29,8 @@ from dogmed.metrics import (
 
 CHUNK = 2**20  # weights held at a time, 8 MB of them: a chunk stays near the cache
 
-Ranked = Callable[[Floats], tuple[Floats, Floats]]
+Evaluator: TypeAlias = Callable[[Floats], dict[str, Floats]]
+Ranked: TypeAlias = Callable[[Floats], tuple[Floats, Floats]]
 
 
 def bootstrap_intervals(
@@ -79,24 +80,55 @@ def bootstrap_replicates(
 
     Args: as ``bootstrap_intervals``.
     """
+    y, p = check(kind, labels, probabilities)
+    return replicates_of([evaluator(kind, y, p)], len(y), resamples, seed)[0]
+
+
+def evaluator(kind: str, labels: Ints, probabilities: Floats) -> Evaluator:
+    """Prepare the metrics of one set of predictions as a function of weights (N, R) adding up to N.
+
+    Unit weights give the score itself.
+
+    Args: as ``metrics.check`` returns them.
+    """
+    curves = [_ranked(positive, s) for positive, s in one_vs_rest(kind, labels, probabilities)]
+    counts, brier = (
+        _counts(kind, labels, probabilities),
+        brier_per_sample(kind, labels, probabilities),
+    )
+
+    def of(weights: Floats) -> dict[str, Floats]:
+        result = counts(weights)
+        result["brier"] = brier @ weights / len(labels)
+        areas = [curve(weights) for curve in curves]
+        result["auc"] = nan_mean(np.stack([auc for auc, _ in areas], -1))
+        if kind == "multi-label":
+            result["map"] = nan_mean(np.stack([precision for _, precision in areas], -1))
+        return result
+
+    return of
+
+
+def replicates_of(
+    evaluators: Sequence[Evaluator], size: int, resamples: int, seed: int
+) -> list[dict[str, Floats]]:
+    """Evaluate predictions of one test set of ``size`` samples on the same resamples of it.
+
+    Raises:
+        ConfigError: no resamples.
+    """
     if resamples < 1:
         raise ConfigError(f"a bootstrap needs at least one resample, received {resamples}")
-    y, p = check(kind, labels, probabilities)
-    ranked = [_ranked(positive, scores) for positive, scores in one_vs_rest(kind, y, p)]
-    counts, brier = _counts(kind, y, p), brier_per_sample(kind, y, p)
     rng = np.random.default_rng(seed)
-    step = max(1, CHUNK // len(y))
+    step = max(1, CHUNK // size)
     chunks = []
     for start in range(0, resamples, step):
-        weights = _weights(rng, len(y), min(step, resamples - start))
-        chunk = counts(weights)
-        chunk["brier"] = brier @ weights / len(y)
-        curves = [of(weights) for of in ranked]
-        chunk["auc"] = nan_mean(np.stack([auc for auc, _ in curves], -1))
-        if kind == "multi-label":
-            chunk["map"] = nan_mean(np.stack([precision for _, precision in curves], -1))
-        chunks.append(chunk)
-    return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
+        weights = _weights(rng, size, min(step, resamples - start))
+        chunks.append([of(weights) for of in evaluators])
+    return [
+        {name: np.concatenate([chunk[name] for chunk in of_one]) for name in of_one[0]}
+        for of_one in zip(*chunks, strict=True)
+    ]
 
 
 def _weights(rng: np.random.Generator, size: int, resamples: int) -> Floats:
@@ -107,9 +139,7 @@ def _weights(rng: np.random.Generator, size: int, resamples: int) -> Floats:
     return np.ascontiguousarray(weights.T)
 
 
-def _counts(
-    kind: str, labels: Ints, probabilities: Floats
-) -> Callable[[Floats], dict[str, Floats]]:
+def _counts(kind: str, labels: Ints, probabilities: Floats) -> Evaluator:
     """Prepare what follows from counting decisions: accuracy, recalls, F1 and kappa."""
     size, classes = probabilities.shape
     decided = decide(kind, probabilities)

@@ -1,0 +1,58 @@
+"""How much of a score, or of a difference between scores, is chance.
+
+- ``bootstrap``: one run's scores over the test images.
+- ``seeds``: what other training seeds would have given.
+- ``compare``: several seeds on one test set, and two models on the same one.
+- ``tasks``: models over several tasks: Wilcoxon, Friedman, Holm, ranks and critical difference.
+"""
+
+from dogmed.stats.bootstrap import bootstrap_intervals, bootstrap_replicates
+from dogmed.stats.compare import (
+    Difference,
+    Estimate,
+    McNemar,
+    Resampled,
+    difference_to_trivial,
+    differences,
+    estimates,
+    mcnemar,
+    resample,
+    trivial_probabilities,
+)
+from dogmed.stats.seeds import SeedSummary, summarize, t_interval
+from dogmed.stats.tasks import (
+    Friedman,
+    Wilcoxon,
+    average_ranks,
+    critical_difference,
+    friedman,
+    groups,
+    holm,
+    wilcoxon,
+)
+
+__all__ = [
+    "Difference",
+    "Estimate",
+    "Friedman",
+    "McNemar",
+    "Resampled",
+    "SeedSummary",
+    "Wilcoxon",
+    "average_ranks",
+    "bootstrap_intervals",
+    "bootstrap_replicates",
+    "critical_difference",
+    "difference_to_trivial",
+    "differences",
+    "estimates",
+    "friedman",
+    "groups",
+    "holm",
+    "mcnemar",
+    "resample",
+    "summarize",
+    "t_interval",
+    "trivial_probabilities",
+    "wilcoxon",
+]
