@@ -39,8 +39,8 @@ COMMANDS = {
     ),
     "benchmark": Command(
         "fine-tune every combination of tasks, models, initial weights and seeds",
-        "dogmed.finetune.matrix:BenchmarkConfig",
-        "dogmed.finetune.matrix:command",
+        "dogmed.finetune.benchmark.matrix:BenchmarkConfig",
+        "dogmed.finetune.benchmark.matrix:command",
         "finetune/benchmark",
     ),
     "pretrain": Command(

@@ -12,8 +12,8 @@ import yaml
 
 from dogmed import config
 from dogmed.errors import ConfigError
+from dogmed.finetune.benchmark.matrix import BenchmarkConfig
 from dogmed.finetune.config import FinetuneConfig
-from dogmed.finetune.matrix import BenchmarkConfig
 from dogmed.pretrain.config import PretrainConfig
 
 RECIPE = config.recipe("finetune/default")

@@ -16,10 +16,11 @@ from dogmed import tracking
 from dogmed.config import to_yaml
 from dogmed.console import Console, Stopper
 from dogmed.errors import Interrupted, WeightsError
-from dogmed.finetune import board
-from dogmed.finetune.cells import Cell, check_weights, find_cells
+from dogmed.finetune.benchmark import board
+from dogmed.finetune.benchmark.cells import Cell, check_weights, find_cells
 from dogmed.finetune.config import FinetuneConfig
-from dogmed.finetune.executors import Executor, Job, Local, local_devices
+from dogmed.finetune.executors.base import Executor, Job
+from dogmed.finetune.executors.local import Local, local_devices
 from dogmed.runs import write_atomic
 
 ATTEMPTS = 2  # of a cell, in one sitting
@@ -55,7 +56,7 @@ def benchmark(
     _refuse_missing(cells, check_weights(cells), skip_missing or first.dry_run)
     executor = executor or Local(local_devices(first.device))
     if first.dry_run:
-        from dogmed.finetune.estimate import describe
+        from dogmed.finetune.benchmark.estimate import describe
 
         print(describe(cells, executor.slots))
         return 0

@@ -9,8 +9,8 @@ import pytest
 from dogmed import config
 from dogmed.data.tasks import official_tasks
 from dogmed.errors import ConfigError
+from dogmed.finetune.benchmark.matrix import BenchmarkConfig, combine
 from dogmed.finetune.config import FinetuneConfig
-from dogmed.finetune.matrix import BenchmarkConfig, combine
 
 RECIPE = config.recipe("finetune/benchmark")
 

@@ -19,7 +19,7 @@ from dogmed.data.progress import human
 from dogmed.data.tasks import Task
 from dogmed.distributed import World, find_device
 from dogmed.finetune import build
-from dogmed.finetune.cells import Cell
+from dogmed.finetune.benchmark.cells import Cell
 from dogmed.finetune.config import FinetuneConfig
 from dogmed.finetune.loop import Loop, LoopSettings
 from dogmed.models.cost import activation_bytes, count_parameters, describe_cost

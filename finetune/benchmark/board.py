@@ -12,7 +12,7 @@ from typing import Any
 from tqdm import tqdm
 
 from dogmed.console import Console, duration, table
-from dogmed.finetune.cells import Cell
+from dogmed.finetune.benchmark.cells import Cell
 from dogmed.runs import write_atomic
 
 COLUMNS = (

@@ -13,7 +13,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from dogmed.finetune.executors import Job, Local
+from dogmed.finetune.executors.base import Job
+from dogmed.finetune.executors.local import Local
 
 SAVES = (  # a job that saves when asked to end, once it has said that it runs
     "import signal, sys, time\n"
@@ -94,7 +95,8 @@ def test_jobs_are_asked_to_end_when_the_benchmark_is_killed(
     log = job("orphan", "").log
     code = (
         "import sys, time; from pathlib import Path\n"
-        "from dogmed.finetune.executors import Job, Local\n"
+        "from dogmed.finetune.executors.base import Job\n"
+        "from dogmed.finetune.executors.local import Local\n"
         f"local = Local([None]); local.start(Job('orphan', {(sys.executable, '-c', SAVES)!r}, "
         f"Path({str(log)!r})))\n"
         "print(local._running['orphan'][0].pid, flush=True); time.sleep(60)\n"

@@ -86,7 +86,7 @@ def command(**options: Any) -> int:
         plan(**data_options(run))
     if sys.stderr.isatty():
         print("loading PyTorch, timm and MONAI ...", file=sys.stderr, flush=True)
-    from dogmed.finetune.benchmark import benchmark
+    from dogmed.finetune.benchmark.sitting import benchmark
 
     return benchmark(runs, skip_missing=config.skip_missing)
 

@@ -1,7 +1,4 @@
-"""Where the cells of a benchmark run: as processes of this machine.
-
-An executor starts jobs and tells which have ended; it knows nothing of what they do.
-"""
+"""Jobs as processes of this machine."""
 
 from __future__ import annotations
 
@@ -11,39 +8,10 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Protocol
+
+from dogmed.finetune.executors.base import Job
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
-
-
-@dataclass(frozen=True)
-class Job:
-    """A command that can be repeated: what it did before it was stopped, it does not do again."""
-
-    name: str
-    command: tuple[str, ...]
-    log: Path
-    """What the command prints is appended here."""
-
-
-class Executor(Protocol):
-    """What runs jobs, at most ``slots`` of them at once."""
-
-    slots: int
-
-    def start(self, job: Job) -> None:
-        """Run a job; its name is that of no job under way."""
-
-    def ended(self) -> dict[str, int]:
-        """Exit codes, by name, of the jobs that have ended since this was last asked."""
-
-    def stop(self) -> None:
-        """Ask all jobs to save what they have done and to end."""
-
-    def kill(self) -> None:
-        """End all jobs at once."""
 
 
 class Local:

@@ -24,12 +24,13 @@ from filelock import FileLock
 
 from dogmed import cli, config
 from dogmed.errors import ConfigError, Interrupted, WeightsError
-from dogmed.finetune.benchmark import benchmark
-from dogmed.finetune.board import seconds_left
-from dogmed.finetune.cells import find_cells
+from dogmed.finetune.benchmark.board import seconds_left
+from dogmed.finetune.benchmark.cells import find_cells
+from dogmed.finetune.benchmark.matrix import BenchmarkConfig, combine
+from dogmed.finetune.benchmark.sitting import benchmark
 from dogmed.finetune.config import FinetuneConfig
-from dogmed.finetune.executors import Job, Local
-from dogmed.finetune.matrix import BenchmarkConfig, combine
+from dogmed.finetune.executors.base import Job
+from dogmed.finetune.executors.local import Local
 from dogmed.models import build_model
 from dogmed.models.weights import DataRecord, WeightsRecord, save_weights
 

@@ -1,0 +1,1 @@
+"""``dogmed benchmark``: every cell of a matrix of runs, once."""

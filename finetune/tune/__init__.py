@@ -1,0 +1,1 @@
+"""``dogmed tune``: Optuna finds the options of a task, by its validation scores alone."""
