@@ -123,12 +123,18 @@ class FinetuneConfig:
     """Where downloads and prepared arrays go; None is the user's cache folder."""
     weights_dir: Path | None
     """Where named pretrainings are found; None is the user's data folder."""
+    label: str
+    """Name of these options where they are not the usual ones; the run's folder and its MLflow tags hold it."""
     out: Path
     """Where runs, checkpoints and the MLflow store go."""
     resume: Literal["auto", "never"]
     """auto continues an interrupted run of the same settings; never starts over and keeps the old run aside."""
     tracking: Literal["mlflow", "off"]
     """Log to MLflow (embedded under --out, or at MLFLOW_TRACKING_URI)."""
+    experiment: str
+    """MLflow experiment that the run belongs to."""
+    parent_run: str | None
+    """MLflow run that this one is nested under."""
     dry_run: bool
     """Print what would run, and touch nothing."""
     optim: OptimConfig

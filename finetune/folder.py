@@ -9,7 +9,7 @@ from dogmed.runs import RunFolder, slug
 
 
 class FinetuneFolder(RunFolder):
-    """A run under ``<out>/finetune/<task>/<model>-<init>-<size>/seed<k>``."""
+    """A run under ``<out>/finetune/<task>/<model>-<init>-<size>[-<label>]/seed<k>``."""
 
     # The task is in the folder's name, and its data are compared by their hashes.
     free = frozenset(
@@ -18,12 +18,15 @@ class FinetuneFolder(RunFolder):
             "data_dir",
             "cache_dir",
             "weights_dir",
+            "label",
             "out",
             "device",
             "compile",
             "cache",
             "resume",
             "tracking",
+            "experiment",
+            "parent_run",
             "dry_run",
             "eval.batch_size",
             "eval.resamples",
@@ -38,7 +41,7 @@ class FinetuneFolder(RunFolder):
 
     @classmethod
     def of(cls, config: FinetuneConfig, task_name: str, source: str) -> FinetuneFolder:
-        """Name the folder by task, model, init, size and seed, and by what makes the data others.
+        """Name the folder by task, model, init, size, label and seed, and by what makes the data others.
 
         Args:
             config: options of the run.
@@ -51,5 +54,7 @@ class FinetuneFolder(RunFolder):
             parts.append(f"from{config.upsample_from}")
         if config.train_fraction < 1:
             parts.append(f"fraction{config.train_fraction:g}")
+        if config.label:
+            parts.append(config.label)
         name = "-".join(slug(part) for part in parts)
         return cls(config.out.expanduser() / "finetune" / slug(task) / name / f"seed{config.seed}")

@@ -23,7 +23,6 @@ from dogmed.models.weights import DataRecord, WeightsRecord, save_weights
 from dogmed.objective import Objective
 from dogmed.provenance import peak_memory, provenance
 
-EXPERIMENT = "dogmed-finetune"
 LIBRARIES = ("torch", "timm", "monai", "medmnist", "numpy", "scikit-learn")
 
 
@@ -188,10 +187,13 @@ class Session:
             "seed": str(config.seed),
             "size": str(config.size),
             "source": prepared.source,
+            "label": config.label,
         }
+        if config.parent_run:
+            facts["mlflow.parentRunId"] = config.parent_run
         run = tracking.Run.start(
             tracking.default_uri(config.out.expanduser()),
-            EXPERIMENT,
+            config.experiment,
             "-".join([*self.folder.root.parts[-3:]]),
             params=configuration.flatten(configuration.to_dict(config)),
             tags=facts,

@@ -57,8 +57,8 @@ def test_every_flag_is_listed_here_so_that_a_new_one_is_a_decision() -> None:
     assert config.flags(FinetuneConfig) == [
         "--task", "--kind", "--data", "--model", "--init", "--size", "--upsample-from", "--epochs",
         "--batch-size", "--seed", "--train-fraction", "--device", "--compile", "--cache",
-        "--data-dir", "--cache-dir", "--weights-dir", "--out", "--resume", "--tracking", "--dry-run",
-        "--optim.name", "--optim.lr-base", "--optim.lr", "--optim.weight-decay", "--optim.betas",
+        "--data-dir", "--cache-dir", "--weights-dir", "--label", "--out", "--resume", "--tracking",
+        "--experiment", "--parent-run", "--dry-run", "--optim.name", "--optim.lr-base", "--optim.lr", "--optim.weight-decay", "--optim.betas",
         "--optim.schedule", "--optim.warmup-epochs", "--optim.min-lr", "--optim.clip-grad",
         "--loss.label-smoothing", "--loss.ordinal", "--net.drop-path", "--augment.hflip",
         "--eval.select", "--eval.batch-size", "--eval.resamples", "--checkpoint.minutes",
