@@ -124,7 +124,7 @@ class FinetuneConfig:
     weights_dir: Path | None
     """Where named pretrainings are found; None is the user's data folder."""
     label: str
-    """Name of these options where they are not the usual ones; the run's folder and its MLflow tags hold it."""
+    """Name of these options where they are not the usual ones; part of the name of the run's folder."""
     out: Path
     """Where runs, checkpoints and the MLflow store go."""
     resume: Literal["auto", "never"]
