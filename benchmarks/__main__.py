@@ -32,13 +32,15 @@ def main() -> None:
         return
     path = args.out or RESULTS / f"{args.device}.json"
     result = json.loads(path.read_text()) if path.is_file() else {}
+    facts = machine(args.device)
+    refuse_other_machine(path, result.get("machine", facts), facts)
     load = os.getloadavg()[0]
     for part in args.parts:
         start = time.monotonic()
         print(f"{part} ...", flush=True)
         result[part] = measure(part, args)
         print(f"{part}: {time.monotonic() - start:.0f} s", flush=True)
-        result["machine"] = machine(args.device, load)
+        result["machine"] = facts | {"load_before": load, "load_after": os.getloadavg()[0]}
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(result, indent=2) + "\n")
     from benchmarks import tables
@@ -108,7 +110,15 @@ def measure(part: str, args: argparse.Namespace) -> Any:
     return prepare(args.gigabytes, args.runs, args.scratch)
 
 
-def machine(device: str, load_before: float) -> dict[str, Any]:
+def refuse_other_machine(path: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
+    """End where a file's parts would be of two machines or versions: its ratios would not say so."""
+    if others := [f"{name} {old[name]}, now {new[name]}" for name in new if old[name] != new[name]]:
+        raise SystemExit(
+            f"{path} was measured elsewhere ({'; '.join(others)}): remove it, or give --out"
+        )
+
+
+def machine(device: str) -> dict[str, Any]:
     """Say what was measured on."""
     import timm
     import torch
@@ -119,8 +129,6 @@ def machine(device: str, load_before: float) -> dict[str, Any]:
         "torch": torch.__version__,
         "timm": timm.__version__,
         "python": platform.python_version(),
-        "load_before": load_before,
-        "load_after": os.getloadavg()[0],
     }
 
 
