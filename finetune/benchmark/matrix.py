@@ -6,6 +6,7 @@ every combination of them, with every seed, is one cell: one run of ``dogmed fin
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import os
@@ -17,10 +18,11 @@ from dogmed.config import configclass
 from dogmed.data.tasks import official_tasks
 from dogmed.errors import ConfigError
 from dogmed.finetune.config import Count, FinetuneConfig
+from dogmed.finetune.executors.options import ExecutorConfig, build_executor
 
 
 @configclass
-class BenchmarkConfig(FinetuneConfig):
+class BenchmarkConfig(ExecutorConfig, FinetuneConfig):
     """Fine-tune every combination of tasks, models, initial weights, train fractions and seeds.
 
     Whoever wants runs takes ``combine``'s: this class has lists where a run has one value.
@@ -88,7 +90,8 @@ def command(**options: Any) -> int:
         print("loading PyTorch, timm and MONAI ...", file=sys.stderr, flush=True)
     from dogmed.finetune.benchmark.sitting import benchmark
 
-    return benchmark(runs, skip_missing=config.skip_missing)
+    with contextlib.closing(build_executor(config, config.device)) as executor:
+        return benchmark(runs, executor, skip_missing=config.skip_missing)
 
 
 def _words(values: Iterable[float | str]) -> list[str]:

@@ -20,7 +20,6 @@ from dogmed.finetune.benchmark import board
 from dogmed.finetune.benchmark.cells import Cell, check_weights, find_cells
 from dogmed.finetune.config import FinetuneConfig
 from dogmed.finetune.executors.base import Executor, Job
-from dogmed.finetune.executors.local import Local, local_devices
 from dogmed.runs import write_atomic
 
 ATTEMPTS = 2  # of a cell, in one sitting
@@ -29,10 +28,7 @@ SHOW_SECONDS = 1.0
 
 
 def benchmark(
-    runs: Sequence[FinetuneConfig],
-    *,
-    skip_missing: bool = False,
-    executor: Executor | None = None,
+    runs: Sequence[FinetuneConfig], executor: Executor, *, skip_missing: bool = False
 ) -> int:
     """Do the runs that are not done, print a table of all and write it to ``benchmark/results.csv``.
 
@@ -40,8 +36,8 @@ def benchmark(
 
     Args:
         runs: the cells, as ``matrix.combine`` lists them; all with one ``out``.
+        executor: where the runs go.
         skip_missing: leave out cells without initial weights, in place of refusing them.
-        executor: where the runs go; by default a process each on this machine, one for each GPU.
 
     Returns:
         The exit code: 1 if a cell has failed, else 0.
@@ -54,7 +50,6 @@ def benchmark(
     out = first.out.expanduser()
     cells = find_cells(runs)
     _refuse_missing(cells, check_weights(cells), skip_missing or first.dry_run)
-    executor = executor or Local(local_devices(first.device))
     if first.dry_run:
         from dogmed.finetune.benchmark.estimate import describe
 

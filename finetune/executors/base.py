@@ -36,3 +36,9 @@ class Executor(Protocol):
 
     def kill(self) -> None:
         """End all jobs at once."""
+
+    def waiting(self) -> set[str]:
+        """Names of the jobs that were started and that the place has not begun yet."""
+
+    def close(self) -> None:
+        """Leave nothing behind; no job is under way."""

@@ -68,6 +68,11 @@ class Here:
 
     def kill(self) -> None: ...
 
+    def waiting(self) -> set[str]:
+        return set()
+
+    def close(self) -> None: ...
+
 
 @pytest.fixture
 def out(tmp_path: Path) -> Path:
@@ -160,12 +165,12 @@ def test_missing_weights_are_told_before_anything_starts(
 ) -> None:
     more = ("--task=breastmnist", "--data=synthetic", "--init=scratch,imagenet50ep")
     with pytest.raises(WeightsError, match=r"1 of 2 cells have no initial weights.*--skip-missing"):
-        benchmark(parse(*more))
+        benchmark(parse(*more), Here())
     told = capsys.readouterr().err
     assert "dognext_test × imagenet50ep: 1 cells cannot run (breastmnist)" in told
     assert "dogmed pretrain --recipe imagenet50ep --model dognext_test" in told
     assert len(told.strip().splitlines()) == 1
-    assert benchmark(parse(*more, "--dry-run")) == 0
+    assert benchmark(parse(*more, "--dry-run"), Here()) == 0
     told = capsys.readouterr().out
     for fact in (
         "to do       breastmnist",
@@ -194,19 +199,19 @@ def test_cells_of_other_settings_weights_or_data_do_not_join(
     more = (f"--task={task}", "--init=mine")
     assert benchmark(parse(*more), executor=Here()) == 0
     with pytest.raises(ConfigError, match=r"other settings \(--epochs 1 -> 2\)"):
-        benchmark(parse(*more, "--epochs=2"))
+        benchmark(parse(*more, "--epochs=2"), Here())
     _save(store / "dognext_test.mine.safetensors", seed=1)
     with pytest.raises(ConfigError, match="other initial weights"):
-        benchmark(parse(*more))
+        benchmark(parse(*more), Here())
     _save(store / "dognext_test.mine.safetensors", seed=0)
     write_npz(task, value=9)
     with pytest.raises(ConfigError, match="other data"):
-        benchmark(parse(*more))
+        benchmark(parse(*more), Here())
     copy = tmp_path / "elsewhere"
     copy.mkdir()
     shutil.copy(task, copy)
     with pytest.raises(ConfigError, match="two runs share the folder"):
-        benchmark(parse(f"--task={task},{copy / task.name}"))
+        benchmark(parse(f"--task={task},{copy / task.name}"), Here())
 
 
 def _save(path: Path, seed: int) -> None:

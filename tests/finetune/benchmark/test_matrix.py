@@ -11,6 +11,7 @@ from dogmed.data.tasks import official_tasks
 from dogmed.errors import ConfigError
 from dogmed.finetune.benchmark.matrix import BenchmarkConfig, combine
 from dogmed.finetune.config import FinetuneConfig
+from dogmed.finetune.executors.options import ExecutorConfig
 
 RECIPE = config.recipe("finetune/benchmark")
 
@@ -21,7 +22,8 @@ def parse(*argv: str) -> BenchmarkConfig:
 
 def test_it_has_the_flags_of_finetune_and_these() -> None:
     more = ["--seeds", "--all", "--skip-missing"]
-    assert config.flags(BenchmarkConfig) == [*config.flags(FinetuneConfig), *more]
+    shared = [*config.flags(FinetuneConfig), *config.flags(ExecutorConfig)]
+    assert config.flags(BenchmarkConfig) == [*shared, *more]
 
 
 def test_all_is_the_matrix_of_the_thesis_with_the_recipe_of_finetune() -> None:
@@ -33,6 +35,7 @@ def test_all_is_the_matrix_of_the_thesis_with_the_recipe_of_finetune() -> None:
     )
     default = config.recipe("finetune/default")
     given = {"task": "pathmnist", "model": "dognext_atto", "init": "scratch"}
+    given["experiment"] = "dogmed-benchmark"
     assert runs[0] == config.build(FinetuneConfig, default | given)
 
 
