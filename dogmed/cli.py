@@ -6,7 +6,7 @@ import dataclasses
 import importlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from dogmed import __version__
@@ -147,6 +147,9 @@ def _dispatch(words: list[str]) -> int:
     if words[0] in ("--version", "-V"):
         print(f"dogmed {__version__}")
         return 0
+    if words[0] not in COMMANDS and words[1:] in (["-h"], ["--help"]) and _group(words[0]):
+        print(_group_help(words[0]))
+        return 0
     name, rest = _match(words)
     command = COMMANDS[name]
     if command.words and rest and not rest[0].startswith("-"):
@@ -158,7 +161,7 @@ def _dispatch(words: list[str]) -> int:
         rest,
         prog=f"dogmed {name}",
         base=_defaults(command, rest),
-        summary=command.summary,
+        summary="\n\n".join([command.summary, *_also(name)]),
     )
     fields = {field.name: getattr(parsed, field.name) for field in dataclasses.fields(parsed)}
     return _resolve(command.function)(**fields) or 0
@@ -168,36 +171,58 @@ def _defaults(command: Command, words: list[str]) -> dict[str, Any] | None:
     """The values of the command's recipe."""
     from dogmed import config
 
-    if command.recipe is None or not command.choice:
-        return config.recipe(command.recipe) if command.recipe else None
-    name = config.choose_recipe(words, command.recipe)
-    return {"recipe": name.rpartition("/")[2], **config.recipe(name)}
+    if command.recipe is None:
+        return None
+    return config.base_values(words, command.recipe, choice=command.choice)
 
 
 def _match(words: list[str]) -> tuple[str, list[str]]:
-    for length in (2, 1):
-        name = " ".join(words[:length])
-        if name in COMMANDS:
-            return name, words[length:]
-    group = [name for name in COMMANDS if name.startswith(words[0] + " ")]
-    if group and (len(words) == 1 or words[1] in ("-h", "--help")):
+    name = " ".join(words[:2])
+    if name in COMMANDS:
+        return name, words[2:]
+    group = _group(words[0])
+    command = COMMANDS.get(words[0])
+    stray = words[1:] and not words[1].startswith("-") and not (command and command.words)
+    if command and not (group and stray):
+        return words[0], words[1:]
+    if group and len(words) == 1:
         raise ConfigError(f"which one? {', '.join('dogmed ' + name for name in group)}")
-    tried = " ".join(words[:2]) if group else words[0]
+    tried = name if group else words[0]
     raise ConfigError(
         f"unknown command '{tried}'" + nearest(tried, COMMANDS) + "; dogmed --help lists them"
     )
 
 
+def _group(word: str) -> dict[str, Command]:
+    """The commands that begin with ``word`` and have another."""
+    return {name: command for name, command in COMMANDS.items() if name.startswith(f"{word} ")}
+
+
+def _also(name: str) -> list[str]:
+    """What the help of a command that others begin with says of these."""
+    return ["\n".join(["Also:", *_rows(_group(name))])] if _group(name) else []
+
+
+def _rows(commands: Mapping[str, Command]) -> list[str]:
+    width = max(map(len, commands))
+    return [f"  {name:<{width}}  {command.summary}" for name, command in commands.items()]
+
+
+def _group_help(word: str) -> str:
+    usage = (
+        f"usage: dogmed {word} COMMAND [--flags]      dogmed {word} COMMAND --help lists the flags"
+    )
+    return "\n".join([usage, "", *_rows(_group(word))])
+
+
 def _help() -> str:
-    width = max(map(len, COMMANDS))
-    rows = [f"  {name:<{width}}  {command.summary}" for name, command in COMMANDS.items()]
     return "\n".join(
         [
             f"dogmed {__version__}: medical image classification with DoGNeXt and ConvNeXt V2",
             "",
             "usage: dogmed COMMAND [--flags]      dogmed COMMAND --help lists the flags",
             "",
-            *rows,
+            *_rows(COMMANDS),
             "",
             "first steps:",
             "  dogmed finetune --task breastmnist --data synthetic --size 64 --epochs 5",

@@ -3,15 +3,12 @@
 A configuration class is a plain frozen dataclass, ``@configclass``; each field is documented once, by the
 string under it, and that string is also the flag's help. Values of a recipe live in its YAML file and
 nowhere else. Everything is checked by pydantic before any work starts, and unknown keys are refused
-with the nearest name. tyro turns the dataclass into flags; it is imported here and nowhere else.
+with the nearest name. ``dogmed.flags`` turns the dataclass into flags.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import io
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -20,16 +17,17 @@ from typing import Any, TypeVar, cast, dataclass_transform, get_args, get_type_h
 import yaml
 
 from dogmed.errors import ConfigError, nearest
+from dogmed.flags import (
+    refuse_missing_flags,
+    refuse_unknown_flags,
+    run_tyro,
+    suggest,
+    take_config_flag,
+    without_values,
+)
 from dogmed.yamlfile import parse_yaml, shown
 
 T = TypeVar("T")
-
-_ALIASES = {"learning-rate": "lr", "wd": "weight-decay"}
-_KINDS = {
-    "FLOAT FLOAT": "two numbers",
-    "FLOAT": "a number",
-    "INT": "a whole number",
-}  # tyro's names
 
 
 @dataclass_transform(kw_only_default=True, frozen_default=True)
@@ -47,27 +45,8 @@ def recipe(name: str) -> dict[str, Any]:
     Raises:
         ConfigError: there is no such recipe, or those it extends lead back to it.
     """
-    folder = name.rpartition("/")[0]
-    chain: list[str] = []
-    layers = []
-    while True:
-        if name in chain:
-            raise ConfigError(
-                f"recipe {chain[0]}: extends in a circle ({' -> '.join([*chain, name])})"
-            )
-        file = resources.files("dogmed.configs").joinpath(f"{name}.yaml")
-        if not file.is_file():
-            by = f", which recipe {chain[-1]} extends," if chain else ""
-            raise ConfigError(f"no recipe '{name}'{by} is shipped with dogmed")
-        chain.append(name)
-        values = parse_yaml(file.read_text(), f"recipe {name}")
-        parent = values.pop("extends", None)
-        layers.append(values)
-        if parent is None:
-            break
-        name = f"{folder}/{parent}" if folder else str(parent)
     result: dict[str, Any] = {}
-    for values in reversed(layers):
+    for values in reversed(_lineage(name).values()):
         result = merge(result, values)
     return result
 
@@ -78,30 +57,51 @@ def recipes(folder: str) -> list[str]:
     return sorted(file.name.removesuffix(".yaml") for file in files if file.name.endswith(".yaml"))
 
 
-def choose_recipe(argv: Sequence[str], default: str) -> str:
-    """Say which recipe the user asks for: ``--recipe NAME``, or ``recipe`` in ``--config FILE``.
+def base_values(argv: Sequence[str], default: str, *, choice: bool) -> dict[str, Any]:
+    """The values that ``--config FILE`` and the flags of ``argv`` lie over: a shipped recipe's.
+
+    A file may begin with ``extends: NAME``, as shipped recipes do. Without a choice that can only be
+    what the values come from anyway. With one it is any recipe of the folder, and ``recipe``, in the
+    file or as a flag, is the result's own name; without ``extends`` it is the recipe itself, unless the
+    file leaves no value open, as a run's config.yaml.
 
     Args:
         argv: the flags.
         default: the recipe otherwise, with its folder (``"pretrain/imagenet50ep"``).
+        choice: whether there is one; the values then have the name under ``recipe``.
 
     Raises:
-        ConfigError: there is no recipe of that name in the folder, or the file cannot be read.
+        ConfigError: there is no recipe of that name, its name is to stand for other values, or the
+            file cannot be read.
     """
-    folder, _, name = default.rpartition("/")
-    rest, file = _take_config_flag(argv)
-    if file is not None:
-        name = read_yaml(file).get("recipe", name)
+    rest, file = take_config_flag(argv)
+    given = {} if file is None else read_yaml(file)
+    folder, _, usual = default.rpartition("/")
+    extends, name = given.get("extends"), given.get("recipe")
+    if not choice:
+        known = [of_folder.rpartition("/")[2] for of_folder in _lineage(default)]
+        if extends not in (None, *known):
+            raise ConfigError(
+                f"--config {file}: extends: expected {' or '.join(known)} here, got {shown(extends)}"
+            )
+        return recipe(default)
     for word, following in zip(rest, [*rest, ""][1:], strict=True):
         flag, equals, value = word.partition("=")
         if flag == "--recipe":
             name = value if equals else following
-    known = recipes(folder)
-    if name not in known:
+    known, base = recipes(folder), extends or name or usual
+    whole = extends is None and flatten(given).keys() >= flatten(recipe(default)).keys()
+    if base not in known and not whole:
         raise ConfigError(
-            f"unknown recipe '{name}'{nearest(str(name), known)}; there are {', '.join(known)}"
+            f"unknown recipe '{base}'{nearest(str(base), known)}; there are {', '.join(known)}; one of "
+            "your own is a --config FILE with 'extends:' (one of these) and 'recipe:' (its name)"
         )
-    return f"{folder}/{name}"
+    if extends and name in known and name != extends:
+        raise ConfigError(
+            f"--config {file} extends {extends}, so its recipe cannot be called {name}, as another "
+            "that is shipped: give it a name of its own"
+        )
+    return {"recipe": name or base, **recipe(f"{folder}/{base if base in known else usual}")}
 
 
 def read_yaml(path: Path | str) -> dict[str, Any]:
@@ -111,23 +111,24 @@ def read_yaml(path: Path | str) -> dict[str, Any]:
         ConfigError: the file is missing, is not YAML or is not a mapping.
     """
     try:
-        text = Path(path).read_text()
-    except (OSError, UnicodeDecodeError) as error:
+        text = Path(path).expanduser().read_text()
+    except (OSError, UnicodeDecodeError, RuntimeError) as error:  # the last: no such user
         raise ConfigError(f"--config {path}: cannot be read ({error})") from None
     return parse_yaml(text, f"--config {path}")
 
 
 def build(cls: type[T], values: Mapping[str, Any], *, where: str = "config") -> T:
-    """Make a ``cls`` from nested plain values, checked and coerced.
+    """Make a ``cls`` from nested plain values, checked and coerced; ``~`` in paths is the user's home.
 
     Raises:
-        ConfigError: a key is unknown or missing, or a value is not of its field's type or range.
+        ConfigError: a key is unknown or missing, a value is not of its field's type or range, or there
+            is no such user.
     """
     import pydantic
 
     _refuse_unknown(cls, values, where)
     try:
-        return pydantic.TypeAdapter(cls).validate_python(_settle_booleans(cls, values, where))
+        checked = pydantic.TypeAdapter(cls).validate_python(_settle_booleans(cls, values, where))
     except pydantic.ValidationError as error:
         problems = [
             f"{'.'.join(str(part) for part in _field_path(cls, d['loc']))}: {d['msg']}"
@@ -135,6 +136,7 @@ def build(cls: type[T], values: Mapping[str, Any], *, where: str = "config") -> 
             for d in error.errors()
         ]
         raise ConfigError(f"{where}: " + "; ".join(problems)) from None
+    return _at_home(checked, where)
 
 
 def parse(
@@ -153,22 +155,23 @@ def parse(
     Raises:
         ConfigError: an unknown flag (the nearest is named), a wrong value or a wrong key in the file.
     """
-    argv, config_file = _take_config_flag(argv)
+    argv, config_file = take_config_flag(argv)
     where = f"--config {config_file}" if config_file is not None else "defaults"
     values = dict(base or {})
     if config_file is not None:
         overrides = read_yaml(config_file)
+        if base is not None:
+            overrides.pop("extends", None)  # base_values has heeded it
         _refuse_unknown(cls, overrides, where)
         values = _settle_booleans(cls, merge(values, overrides), where)
+    refuse_unknown_flags(flags(cls), argv)
     required = [name for name in _required(cls) if name not in values]
     if required:
-        import tyro
-
-        default = cls(**values, **dict.fromkeys(required, tyro.MISSING))
+        refuse_missing_flags([_as_flag(name) for name in required], argv, prog)
+        default = without_values(cls, values, required)
     else:
         default = build(cls, values, where=where)
-    _refuse_unknown_flags(cls, argv)
-    parsed = _run_tyro(cls, argv, default, prog, summary)
+    parsed = run_tyro(cls, argv, default, prog, summary)
     return build(cls, dataclasses.asdict(cast(Any, parsed)), where="flags")
 
 
@@ -206,7 +209,31 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def flags(cls: type) -> list[str]:
     """List the flags of a configuration class, dotted groups included."""
-    return ["--" + name.replace("_", "-") for name in _leaves(cls)]
+    return [_as_flag(name) for name in _leaves(cls)]
+
+
+def _as_flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _lineage(name: str) -> dict[str, dict[str, Any]]:
+    """What a shipped recipe itself states, then the one it extends, and so on, by name."""
+    folder = name.rpartition("/")[0]
+    chain: dict[str, dict[str, Any]] = {}
+    while True:
+        if name in chain:
+            raise ConfigError(
+                f"recipe {next(iter(chain))}: extends in a circle ({' -> '.join([*chain, name])})"
+            )
+        file = resources.files("dogmed.configs").joinpath(f"{name}.yaml")
+        if not file.is_file():
+            by = f", which recipe {list(chain)[-1]} extends," if chain else ""
+            raise ConfigError(f"no recipe '{name}'{by} is shipped with dogmed")
+        chain[name] = parse_yaml(file.read_text(), f"recipe {name}")
+        parent = chain[name].pop("extends", None)
+        if parent is None:
+            return chain
+        name = f"{folder}/{parent}" if folder else str(parent)
 
 
 def _plain(value: Any) -> Any:
@@ -215,6 +242,22 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     return str(value) if isinstance(value, Path) else value
+
+
+def _at_home(value: Any, where: str) -> Any:
+    """Expand ``~`` and ``~user`` in the paths of a configuration: no shell does so after ``=``."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        names = [field.name for field in dataclasses.fields(value)]
+        new = {name: _at_home(getattr(value, name), where) for name in names}
+        return dataclasses.replace(value, **new)
+    if isinstance(value, tuple):
+        return tuple(_at_home(item, where) for item in value)
+    if not isinstance(value, Path):
+        return value
+    try:
+        return value.expanduser()
+    except RuntimeError:
+        raise ConfigError(f"{where}: {value}: there is no such user") from None
 
 
 def _settle_booleans(
@@ -287,87 +330,9 @@ def _refuse_unknown(cls: type, values: Mapping[str, Any], where: str, prefix: st
     known = {field.name for field in dataclasses.fields(cls)} | set(leaves)
     for key, value in values.items():
         if key not in known:
-            raise ConfigError(
-                f"{where}: unknown key '{prefix}{key}'" + _suggest(key, sorted(known))
-            )
+            raise ConfigError(f"{where}: unknown key '{prefix}{key}'" + suggest(key, sorted(known)))
         group, _, name = key.partition(".")
         if name and isinstance(values.get(group), Mapping) and name in values[group]:
             raise ConfigError(f"{where}: '{prefix}{key}' is given twice, once inside '{group}'")
         if key in groups and isinstance(value, Mapping):
             _refuse_unknown(groups[key], value, where, f"{prefix}{key}.")
-
-
-def _suggest(name: str, choices: Sequence[str]) -> str:
-    """Name the choice that is meant: one of that name in a group, else the nearest."""
-    word = name.removeprefix("--").replace("_", "-")
-    last = _ALIASES.get(word, word)
-    same = [c for c in choices if c.rpartition(".")[2].replace("_", "-") == last]
-    return f" (did you mean '{min(same, key=len)}'?)" if same else nearest(name, choices)
-
-
-def _take_config_flag(argv: Sequence[str]) -> tuple[list[str], str | None]:
-    rest, file = [], None
-    words = iter(argv)
-    for word in words:
-        name, equals, value = word.partition("=")
-        if name != "--config":
-            rest.append(word)
-            continue
-        if file is not None:
-            raise ConfigError("--config is given twice; put everything into one file")
-        file = value if equals else next(words, None)
-        if not file or file.startswith("--"):
-            raise ConfigError("--config needs a YAML file, as in --config my.yaml")
-    return rest, file
-
-
-def _refuse_unknown_flags(cls: type, argv: Sequence[str]) -> None:
-    known = flags(cls)
-    negated = {re.sub(r"([^.-][^.]*)$", r"no-\1", flag) for flag in known}
-    accepted = {*known, *negated, "--help"}
-    for word in argv:
-        flag = word.partition("=")[0].replace("_", "-")
-        if flag.startswith("--") and flag not in accepted:
-            raise ConfigError(f"unknown option {word}" + _suggest(flag, [*known, "--config"]))
-
-
-def _run_tyro(cls: type[T], argv: Sequence[str], default: T, prog: str, summary: str) -> T:
-    import tyro
-
-    captured = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(captured):
-            return tyro.cli(
-                cls,
-                args=argv,
-                default=default,
-                prog=prog,
-                description=summary + "\n\nAlso: --config FILE (YAML; flags win over it), --debug.",
-            )
-    except SystemExit as stop:
-        if stop.code in (0, None):
-            raise
-        raise ConfigError(_one_line(captured.getvalue(), argv)) from None
-
-
-def _one_line(box: str, argv: Sequence[str]) -> str:
-    """Tell tyro's boxed complaint in one line; name the nearest choice where it lists choices."""
-    words = re.sub(r"[─│╭╮╰╯┌┐└┘]+", " ", box)
-    words = re.split(r"For full helptext|Argument helptext", words)[0]
-    line = re.sub(r"\s+", " ", words).strip() or f"the options cannot be read: {' '.join(argv)}"
-    line = re.sub(r"^(Value error|Invalid choice|Missing argument|Parsing error) ", "", line)
-    number = re.search(
-        r"^Error parsing (--\S+): (?:no type matching (.*?) could be instantiated from \[(.*?)\]\. "
-        r"|(?:(invalid literal for int)|could not convert string to float).*?: (.*))",
-        line,
-    )
-    if number:
-        flag, kinds, values, whole, value = number.groups()
-        kinds = kinds or ("INT" if whole else "FLOAT")
-        options = [kind.strip("{}") for kind in reversed(kinds.split("|"))]
-        expected = " or ".join(_KINDS.get(option, option) for option in options)
-        return f"{flag}: expected {expected}, got {values or value}"
-    wrong = re.search(r"invalid choice '(.*?)' for argument .*Expected one of \((.*)\)", line)
-    if wrong:
-        line += nearest(wrong[1], re.findall(r"'(.*?)'", wrong[2]))
-    return line

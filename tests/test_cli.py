@@ -37,6 +37,40 @@ def test_every_command_explains_its_flags(name: str, capsys: pytest.CaptureFixtu
     assert "--config" in printed
 
 
+@pytest.mark.parametrize("group", ["data", "pretrain", "weights"])
+@pytest.mark.parametrize("flag", ["-h", "--help"])
+def test_the_help_of_a_group_shows_its_commands(
+    group: str, flag: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    try:
+        assert cli.main([group, flag]) == 0
+    except SystemExit as stop:  # of a command that is a group too
+        assert stop.code in (0, None)
+    printed = capsys.readouterr().out
+    assert f"usage: dogmed {group}" in printed
+    for name, command in cli.COMMANDS.items():
+        if name.startswith(f"{group} "):
+            assert name in printed and command.summary[:40] in printed
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["pretrain", "pak"], "unknown command 'pretrain pak' (did you mean 'pretrain pack'?)"),
+        (["pretrain", "pack"], "dogmed pretrain pack needs --data and --out; "),
+        (["pretrain", "pack", "--data=x"], "dogmed pretrain pack needs --out; "),
+        (["weights", "export", "x"], "dogmed weights export needs --out; "),
+        (["weights", "shw", "x"], "(did you mean 'weights show'?)"),
+    ],
+)
+def test_what_is_missing_or_misspelt_is_named(
+    argv: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(argv) == 2
+    line = capsys.readouterr().err
+    assert said in line and line.count("\n") == 1
+
+
 def test_version() -> None:
     assert run("--version").stdout.strip() == f"dogmed {__version__}"
 

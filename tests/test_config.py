@@ -83,6 +83,71 @@ def test_a_resolved_configuration_reads_back_equal(tmp_path: Path) -> None:
     assert yaml.safe_load(file.read_text())["data_dir"] == str(Path("some/where"))
 
 
+def pretraining(*argv: str) -> PretrainConfig:
+    base = config.base_values(argv, "pretrain/imagenet50ep", choice=True)
+    return config.parse(PretrainConfig, argv, prog="dogmed pretrain", base=base)
+
+
+def test_a_file_of_ones_own_extends_a_shipped_recipe(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("extends: tiny64\nepochs: 7\n")
+    flags = ("--config", str(file))
+    tiny = config.recipe("pretrain/tiny64")
+    parsed = pretraining(*flags)
+    assert (parsed.recipe, parsed.epochs, parsed.size) == ("tiny64", 7, tiny["size"])
+    assert pretraining(*flags, "--recipe", "shells").recipe == "shells"
+    file.write_text("extends: tiny64\nrecipe: cells\n")
+    parsed = pretraining(*flags)
+    assert (parsed.recipe, parsed.epochs, parsed.size) == ("cells", tiny["epochs"], tiny["size"])
+    written = tmp_path / "config.yaml"
+    written.write_text(config.to_yaml(parsed))  # a run's: it names every value, and extends nothing
+    assert pretraining("--config", str(written)) == parsed
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("extends: tiny46", "unknown recipe 'tiny46' (did you mean 'tiny64'?)"),
+        ("recipe: cells", "unknown recipe 'cells'; there are"),
+        ("recipe: cells", "a --config FILE with 'extends:' (one of these) and 'recipe:'"),
+        ("extends: [tiny64]", "unknown recipe '['tiny64']'"),
+        ("extends: tiny64\nrecipe: imagenet50ep", "cannot be called imagenet50ep"),
+        ("extends: tiny64\nepoch: 1", "unknown key 'epoch' (did you mean 'epochs'?)"),
+    ],
+)
+def test_recipes_that_cannot_be_extended(tmp_path: Path, text: str, said: str) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        pretraining("--config", str(file))
+    assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_where_there_is_no_choice_a_file_extends_what_holds_anyway(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("extends: default\nepochs: 7\n")
+    for name in ("finetune/default", "finetune/benchmark"):
+        argv = ["--config", str(file)]
+        assert config.base_values(argv, name, choice=False) == config.recipe(name)
+    assert parse("--config", str(file)).epochs == 7
+    file.write_text("extends: defalt\n")
+    with pytest.raises(ConfigError, match="expected benchmark or default here, got 'defalt'"):
+        config.base_values(["--config", str(file)], "finetune/benchmark", choice=False)
+
+
+def test_a_tilde_is_the_users_home_in_every_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "my.yaml").write_text("cache_dir: ~/cache\n")
+    parsed = parse("--config=~/my.yaml", "--data-dir=~/x", "--weights-dir", "~", "--out", "~/a~b")
+    assert (parsed.cache_dir, parsed.data_dir) == (tmp_path / "cache", tmp_path / "x")
+    assert (parsed.weights_dir, parsed.out) == (tmp_path, tmp_path / "a~b")
+    for argv in (["--out=~nobody-of-this-name/x"], ["--config=~nobody-of-this-name/x"]):
+        with pytest.raises(ConfigError, match="~nobody-of-this-name"):
+            parse(*argv)
+
+
 @pytest.mark.parametrize("word", ["off", "no", "false", "'off'"])
 def test_off_may_stand_unquoted_in_a_file(tmp_path: Path, word: str) -> None:
     file = tmp_path / "my.yaml"
