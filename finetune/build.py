@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,16 +97,20 @@ def build_network(config: FinetuneConfig, num_outputs: int) -> Network:
 
 
 def build_batches(
-    config: FinetuneConfig, prepared: Prepared, world: World, network: Network
+    config: FinetuneConfig,
+    prepared: Prepared,
+    world: World,
+    network: Network,
+    splits: Sequence[str] = SPLITS,
 ) -> dict[str, Batches]:
-    """A loader for each split; the training one shuffles, flips and honours ``train_fraction``.
+    """A loader for each of the splits; the training one shuffles, flips and honours ``train_fraction``.
 
     Where the pixels are kept is chosen once, for all splits together.
     """
-    pixels = sum(prepared.images(split).nbytes for split in SPLITS)
+    pixels = sum(prepared.images(split).nbytes for split in splits)
     cache = choose_cache(config.cache, pixels, world.device, world.size)
     batches = {}
-    for split in SPLITS:
+    for split in splits:
         train, labels = split == "train", prepared.labels(split)
         indices = None
         if train and config.train_fraction < 1:

@@ -11,13 +11,16 @@ from torch import nn
 from dogmed import metrics, stats
 from dogmed.console import duration
 from dogmed.data.loader import Batches
+from dogmed.data.store import Prepared
 from dogmed.distributed import World
+from dogmed.finetune.build import Network
 from dogmed.finetune.folder import FinetuneFolder
 from dogmed.finetune.loop import Loop
 from dogmed.metrics import write_predictions
-from dogmed.models.weights import read_weights
+from dogmed.models.weights import DataRecord, read_weights
 
 __all__ = [
+    "data_record",
     "draw",
     "epoch_line",
     "load_best",
@@ -47,6 +50,23 @@ def trivial_accuracy(kind: str, train_labels: Any, labels: Any) -> float:
         return float((labels == (train_labels.mean(0) > 0.5)).mean())
     most_frequent = np.bincount(train_labels[:, 0]).argmax()
     return float((labels[:, 0] == most_frequent).mean())
+
+
+def data_record(prepared: Prepared, network: Network) -> DataRecord:
+    """What the weights say of the images that they were trained on."""
+    task = prepared.task
+    return DataRecord(
+        name=task.name,
+        size=prepared.size,
+        source_size=prepared.source_size,
+        interpolation=prepared.interpolation,
+        mean=network.mean,
+        std=network.std,
+        licence=task.licence or None,
+        source=prepared.source,
+        kind=task.kind,
+        classes=task.classes,
+    )
 
 
 def load_best(model: nn.Module, path: Path, world: World) -> None:
@@ -87,6 +107,12 @@ def epoch_line(row: dict[str, Any], improved: bool) -> str:
 
 def summary(report: dict[str, Any]) -> str:
     """The result in two lines, for a person."""
+    if "test" not in report:
+        auc = "none" if report["val"]["auc"] is None else f"{report['val']['auc']:.4f}"
+        return (
+            f"val     auc {auc}   (epoch {report['best_epoch']} of {report['epochs']}, picked by "
+            f"{report['selected_on']}; a trial, test was not read)"
+        )
     parts = []
     for name in ("acc", "auc"):
         value, interval = report["test"][name], report["test"].get("intervals_95", {}).get(name)

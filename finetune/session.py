@@ -17,9 +17,10 @@ from dogmed.finetune import build, result
 from dogmed.finetune.config import FinetuneConfig
 from dogmed.finetune.folder import FinetuneFolder
 from dogmed.finetune.loop import Loop, LoopSettings
+from dogmed.finetune.trial import SPLITS, HopelessError, Trial
 from dogmed.models.compiling import compile_or_fall_back
 from dogmed.models.cost import count_parameters, describe_cost
-from dogmed.models.weights import DataRecord, WeightsRecord, save_weights
+from dogmed.models.weights import WeightsRecord, save_weights
 from dogmed.objective import Objective
 from dogmed.provenance import peak_memory, provenance
 
@@ -38,9 +39,10 @@ class Session:
         prepared: Prepared,
         folder: FinetuneFolder,
         network: build.Network,
+        trial: Trial | None = None,
     ):
         self.config, self.world, self.console, self.stopper = config, world, console, stopper
-        self.prepared, self.task, self.folder = prepared, prepared.task, folder
+        self.prepared, self.task, self.folder, self.trial = prepared, prepared.task, folder, trial
         self.network, self.model = network, network.model
         self.weights_sha256 = network.loaded.sha256
         self.data_hashes = {
@@ -70,7 +72,7 @@ class Session:
             self._train(tracked)
             finished = self._finish(tracked)
             status = "FINISHED"
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, HopelessError):
             status = "KILLED"
             raise
         finally:
@@ -103,7 +105,8 @@ class Session:
         self.objective = objective
         build.refuse_lone_images(self.model, config.batch_size, world.size)
         self.model.to(world.device, memory_format=torch.channels_last)
-        self.batches = build.build_batches(config, self.prepared, world, self.network)
+        splits = SPLITS if self.trial else build.SPLITS
+        self.batches = build.build_batches(config, self.prepared, world, self.network, splits)
         steps = len(self.batches["train"])
         optimizer, scheduler = build.build_optimizer(config, self.model, steps)
         self.facts = provenance(world.device, LIBRARIES)
@@ -187,10 +190,11 @@ class Session:
             "seed": str(config.seed),
             "size": str(config.size),
             "source": prepared.source,
+            "train_fraction": f"{config.train_fraction:g}",
             "label": config.label,
         }
         if config.parent_run:
-            facts["mlflow.parentRunId"] = config.parent_run
+            facts[tracking.PARENT_TAG] = config.parent_run
         run = tracking.Run.start(
             tracking.default_uri(config.out.expanduser()),
             config.experiment,
@@ -198,11 +202,11 @@ class Session:
             params=configuration.flatten(configuration.to_dict(config)),
             tags=facts,
             out=config.out.expanduser(),
-            run_id=self.folder.tracked_as(),
+            ledger=self.folder.ledger,
         )
-        self.folder.remember_tracked_as(run.run_id)
         if not continued:
-            for split, context in (("train", "train"), ("val", "validation"), ("test", "test")):
+            for split in self.batches:
+                context = "validation" if split == "val" else split
                 digest = self.data_hashes[f"{split}_images.npy"]
                 name = f"{task.name}-{config.size}-{split}"
                 run.log_dataset(name, prepared.manifest["source_file"], digest, context)
@@ -227,6 +231,8 @@ class Session:
             tracked.log_metrics(_curves(row), step=row["epoch"])
             text = result.epoch_line(row, improved)
             self.console.epoch(row["epoch"], config.epochs, row["epoch_seconds"], text)
+            if self.trial is not None:
+                self.trial.report(row)
 
         self.stopper.deferring = True
         try:
@@ -243,7 +249,7 @@ class Session:
     def _save_best(self) -> None:
         if not self.world.is_main:
             return
-        config, progress, task, prepared = self.config, self.loop.progress, self.task, self.prepared
+        config, progress = self.config, self.loop.progress
         record = WeightsRecord(
             model=config.model,
             num_classes=self.objective.num_outputs,
@@ -254,18 +260,7 @@ class Session:
             seed=config.seed,
             epochs=progress.epoch,
             score={k: v for k, v in progress.best_scores.items() if v is not None},
-            data=DataRecord(
-                name=task.name,
-                size=config.size,
-                source_size=prepared.source_size,
-                interpolation=prepared.interpolation,
-                mean=self.network.mean,
-                std=self.network.std,
-                licence=task.licence or None,
-                source=prepared.source,
-                kind=task.kind,
-                classes=task.classes,
-            ),
+            data=result.data_record(self.prepared, self.network),
             licence=self.network.loaded.licence,
             git_commit=self.facts["git_commit"],
             versions=self.facts["versions"],
@@ -276,11 +271,11 @@ class Session:
         """Score the last epoch, then the best one; write all that a finished run leaves behind."""
         config, loop, folder = self.config, self.loop, self.folder
         progress, resamples = loop.progress, config.eval.resamples
-        self.console.line(f"scoring the test split, best epoch {progress.best_epoch}")
-        last = {s: result.score_split(loop, self.batches[s], resamples)[0] for s in ("val", "test")}
+        scored = [split for split in self.batches if split != "train"]
+        self.console.line(f"scoring {' and '.join(scored)}, best epoch {progress.best_epoch}")
+        last = {s: result.score_split(loop, self.batches[s], resamples)[0] for s in scored}
         result.load_best(self.model, folder.best, self.world)
-        val, _, _ = result.score_split(loop, self.batches["val"], resamples)
-        test, labels, probabilities = result.score_split(loop, self.batches["test"], resamples)
+        best = {s: result.score_split(loop, self.batches[s], resamples) for s in scored}
         rows = progress.rows
         seconds = sum(row["epoch_seconds"] for row in rows)
         pace = len(rows) / sum(1 / max(row["images_per_second"], 0.1) for row in rows)
@@ -306,11 +301,7 @@ class Session:
             "peak_lr": build.peak_lr(config),
             "best_epoch": progress.best_epoch,
             "selected_on": f"val_{config.eval.select}",
-            "val": val,
-            "test": test,
-            "trivial_test_acc": result.trivial_accuracy(
-                self.task.kind, self.prepared.labels("train"), labels
-            ),
+            **{split: scores for split, (scores, _, _) in best.items()},
             "last_epoch": last,
             "seconds": round(seconds, 3),
             "images_per_second": round(pace, 1),
@@ -321,8 +312,15 @@ class Session:
             **self.facts,
             "mlflow_run_id": tracked.run_id,
         }
-        if self.world.is_main:
-            self._write(report, labels, probabilities, tracked)
+        if self.trial is None:
+            _, labels, probabilities = best["test"]
+            report["trivial_test_acc"] = result.trivial_accuracy(
+                self.task.kind, self.prepared.labels("train"), labels
+            )
+            if self.world.is_main:
+                self._write(report, labels, probabilities, tracked)
+        elif self.world.is_main:
+            tracked.log_artifact(folder.stage_result(report), name=folder.result.name)
         return report
 
     def _write(
@@ -341,7 +339,12 @@ class Session:
             tracked.log_artifact(path, "figures" if path in pictures else None)
         scores = {f"test_{name}": report["test"][name] for name in ("acc", "auc", "macro_f1")}
         tracked.log_weights(folder.best, "best", scores)
-        tracked.log_artifact(folder.stage_result(report))
+        name = f"dogmed-{folder.root.parts[-3]}-{self.config.size}"  # those trained on other images are others
+        if self.config.upsample_from:
+            name += f"-from{self.config.upsample_from}"
+        tags = {"folder": "/".join(folder.root.parts[-3:]), **{k: str(v) for k, v in scores.items()}}
+        tracked.propose(name, report["val"]["auc"], tags)
+        tracked.log_artifact(folder.stage_result(report), name=folder.result.name)
 
 
 def _curves(row: dict[str, Any]) -> dict[str, Any]:
