@@ -43,6 +43,17 @@ COMMANDS = {
         "dogmed.finetune.benchmark.matrix:command",
         "finetune/benchmark",
     ),
+    "report": Command(
+        "write tables, statistics and pictures of the finished runs",
+        "dogmed.finetune.report.command:ReportConfig",
+        "dogmed.finetune.report.command:command",
+    ),
+    "tune": Command(
+        "search options that do better on val, and compare them with the usual ones",
+        "dogmed.finetune.tune.options:TuneConfig",
+        "dogmed.finetune.tune.options:command",
+        "finetune/tune",
+    ),
     "pretrain": Command(
         "train a model on ImageNet by a recipe, and put its weights where --init finds them",
         "dogmed.pretrain.config:PretrainConfig",

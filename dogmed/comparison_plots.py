@@ -34,6 +34,19 @@ def critical_difference_diagram(
     Raises:
         DataError: not one rank a model, or fewer than two models.
     """
+    _save(critical_difference_figure(models, ranks, width), path)
+
+
+def critical_difference_figure(
+    models: Sequence[str],
+    ranks: Sequence[float],
+    width: float,
+    *,
+    ink: str = INK,
+    faint: str = FAINT,
+    accent: str = "C0",
+) -> Figure:
+    """Draw as ``critical_difference_diagram``, in colours of one's own; returns the figure."""
     if len(models) != len(ranks) or len(models) < 2:
         raise DataError(
             f"expected a rank of each of 2 or more models: {len(ranks)} of {len(models)}"
@@ -52,18 +65,19 @@ def critical_difference_diagram(
         return left + (right - left) * (rank - lowest) / (highest - lowest)
 
     line = height - 0.75
-    ax.plot([left, right], [line, line], color=INK, lw=1.2)
+    ax.plot([left, right], [line, line], color=ink, lw=1.2)
     for rank in range(lowest, highest + 1):
-        ax.plot([at(rank)] * 2, [line, line + 0.09], color=INK, lw=1)
-        ax.text(at(rank), line + 0.14, f"{rank}", ha="center", va="bottom", fontsize=9)
-    _ruler(ax, left, at(lowest + width) - at(lowest), height - 0.25, f"CD = {width:.2f}")
+        ax.plot([at(rank)] * 2, [line, line + 0.09], color=ink, lw=1)
+        ax.text(at(rank), line + 0.14, f"{rank}", ha="center", va="bottom", fontsize=9, color=ink)
+    length = at(lowest + width) - at(lowest)
+    _ruler(ax, left, length, height - 0.25, f"CD = {width:.2f}", accent)
     for number, index in enumerate(order):
         side = number < half
         row = number if side else len(models) - 1 - number
         x, y = at(ranks[index]), line - 0.3 - bars - ROW * row
         edge = left - 0.15 if side else right + 0.15
-        ax.plot([x, x, edge], [line, y, y], color=FAINT, lw=0.8, solid_joinstyle="miter", zorder=1)
-        ax.plot(x, line, "o", color=INK, ms=4)
+        ax.plot([x, x, edge], [line, y, y], color=faint, lw=0.8, solid_joinstyle="miter", zorder=1)
+        ax.plot(x, line, "o", color=ink, ms=4)
         text = (
             f"{models[index]}  {ranks[index]:.2f}"
             if side
@@ -71,15 +85,15 @@ def critical_difference_diagram(
         )
         ax.text(
             edge + (-0.06 if side else 0.06), y, text,
-            ha="right" if side else "left", va="center", fontsize=9,
+            ha="right" if side else "left", va="center", fontsize=9, color=ink,
         )  # fmt: skip
     for number, group in enumerate(joined):
         y = line - 0.16 - 0.22 * number
         ends = [at(min(ranks[i] for i in group)) - 0.05, at(max(ranks[i] for i in group)) + 0.05]
-        ax.plot(ends, [y, y], color="C0", lw=4.5, solid_capstyle="butt", zorder=3)
+        ax.plot(ends, [y, y], color=accent, lw=4.5, solid_capstyle="butt", zorder=3)
     ax.set(xlim=(0, 8.2), ylim=(0, height))
     ax.set_axis_off()
-    _save(figure, path)
+    return figure
 
 
 def forest(
@@ -142,9 +156,9 @@ def forest(
     _save(figure, path)
 
 
-def _ruler(ax: Axes, start: float, length: float, y: float, text: str) -> None:
+def _ruler(ax: Axes, start: float, length: float, y: float, text: str, colour: str) -> None:
     """A measure of ``length`` with its ends marked and its name above it."""
-    ax.plot([start, start + length], [y, y], color="C0", lw=1.4)
+    ax.plot([start, start + length], [y, y], color=colour, lw=1.4)
     for x in (start, start + length):
-        ax.plot([x, x], [y - 0.05, y + 0.05], color="C0", lw=1.4)
-    ax.text(start + length + 0.1, y, text, va="center", fontsize=9, color="C0")
+        ax.plot([x, x], [y - 0.05, y + 0.05], color=colour, lw=1.4)
+    ax.text(start + length + 0.1, y, text, va="center", fontsize=9, color=colour)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import os
+import re
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,9 +15,9 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
-from dogmed.metrics import check, decide, one_vs_rest, score
+from dogmed.metrics import ECE_BINS, check, decide, one_vs_rest, score
 
 DPI = 160
 CELL = 0.62  # side of a confusion matrix's cell, inches
@@ -161,6 +163,88 @@ def roc(
         place = {"loc": "center left", "bbox_to_anchor": (1.02, 0.5)}
     ax.legend(title="AUC, class (positives)", frameon=False, fontsize=8, **place)
     _save(figure, path)
+
+
+def reliability(
+    kind: str, labels: ArrayLike, probabilities: ArrayLike
+) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+    """Sum up a reliability diagram: mean confidence, share correct and count of each bin in use.
+
+    The bins are those of ``metrics.score``'s calibration error, which is Σ count |share - confidence| / N;
+    the confidence is that of the decision taken. The decisions of a multi-label task are pooled.
+
+    Args: as ``metrics.score``.
+    """
+    confidence, correct = _decisions(kind, labels, probabilities)
+    edges = np.linspace(0, 1, ECE_BINS + 1)
+    bins = np.digitize(confidence, edges[1:-1], right=True)
+    count = np.bincount(bins, minlength=ECE_BINS)
+    used = count > 0
+    sums = [np.bincount(bins, of, ECE_BINS)[used] / count[used] for of in (confidence, correct)]
+    return sums[0], sums[1], count[used]
+
+
+def risk_coverage(
+    kind: str, labels: ArrayLike, probabilities: ArrayLike
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Compute the error (N,) among the most confident answers against their share (N,) of all.
+
+    What a reader gains by handing the least confident images to a person (El-Yaniv and Wiener, "On the
+    foundations of noise-free selective classification", 2010). Answers of equal confidence are taken
+    together, in that their errors are spread evenly over them. The mean of the errors is the area under
+    the curve.
+
+    Args: as ``metrics.score``.
+    """
+    confidence, correct = _decisions(kind, labels, probabilities)
+    levels, which, size = np.unique(-confidence, return_inverse=True, return_counts=True)
+    wrong = np.bincount(which, 1 - correct, len(levels)) / size  # of each level of confidence
+    order = np.sort(which)
+    total = np.arange(1, len(order) + 1)
+    return total / len(order), np.cumsum(wrong[order]) / total
+
+
+def to_svg(figure: Figure, name: str, colours: Mapping[str, str]) -> str:
+    """Draw a figure as an ``<svg>`` element to stand inside a page: the page's fonts, no background.
+
+    Args:
+        figure: drawn with plain hex colours.
+        name: unique in the page; what is referred to inside the picture is called after it.
+        colours: what takes the place of a hex colour, ``{"#000001": "var(--ink)"}`` for example.
+    """
+    from matplotlib import rc_context
+
+    file = io.StringIO()
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": name, "path.simplify_threshold": 0.5}):
+        figure.savefig(file, format="svg", transparent=True, bbox_inches="tight", pad_inches=0.03,
+                       metadata={"Date": None, "Creator": None, "Format": None, "Type": None})  # fmt: skip
+    text = file.getvalue()
+    text = re.sub(
+        r"<metadata>.*?</metadata>|<!--.*?-->", "", text[text.index("<svg") :], flags=re.S
+    )
+    box = re.search(r'viewBox="[^"]*"', text)
+    assert box is not None
+    text = f'<svg class="plot" {box[0]} aria-hidden="true">' + text.partition(">")[2]
+    text = text.replace("xlink:href", "href")
+    referred = set(re.findall(r'(?:href="#|url\(#)([^")]+)', text))
+    text = re.sub(r' id="([^"]*)"', lambda m: m[0] if m[1] in referred else "", text)
+    for identity in sorted(referred):
+        text = re.sub(rf'(id="|"#|url\(#){identity}(?=["\)])', rf"\g<1>{name}-{identity}", text)
+    text = re.sub(r"font: (?:[a-z0-9]+ )*?([\d.]+)px [^;\"]*", r"font-size: \1px", text)
+    text = re.sub(r"(\d\.\d\d)\d+", r"\1", text)
+    for colour, value in colours.items():
+        text = text.replace(colour, value)
+    return re.sub(r">\s+<", "><", text)
+
+
+def _decisions(kind: str, labels: ArrayLike, probabilities: ArrayLike) -> tuple[Any, Any]:
+    """The confidence of each decision taken, and whether it is right: (N,) or (N L,)."""
+    y, p = check(kind, labels, probabilities)
+    decided = decide(kind, p)
+    if kind == "multi-label":
+        return np.maximum(p, 1 - p).ravel(), (decided == y).ravel().astype(np.float64)
+    confidence = np.take_along_axis(p, decided[:, None], 1)[:, 0]
+    return confidence, (decided == y[:, 0]).astype(np.float64)
 
 
 def _outcomes(labels: Any, decided: Any) -> tuple[Any, Any]:

@@ -1,0 +1,293 @@
+"""What the report says, table by table."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from dogmed import references
+from dogmed.finetune.report.analysis import MIN_TASKS, WORDS, Analysis, Comparison, OverTasks
+from dogmed.finetune.report.cells import (
+    Cell,
+    Row,
+    Table,
+    between,
+    interval,
+    mean_sd,
+    p_value,
+    percent,
+    points,
+    signed,
+    text,
+)
+from dogmed.finetune.report.grouping import Group, Setup, TestSet, setups
+
+NAMES = {"acc": "ACC", "auc": "AUC"}
+QUESTIONS = {
+    "model": "models",
+    "init": "initial weights",
+    "options": "options",
+    "predictions": "predictions from elsewhere",
+    "trivial": "always the most frequent class",
+}
+SHADE_AT = 0.05  # a difference that has the full colour
+
+
+def heading(where: TestSet) -> Cell:
+    """A column's header: the task, and below it the pixels and whatever is not usual."""
+    return Cell(where.task, where.name.removeprefix(f"{where.task}, "))
+
+
+def winners(sets: Sequence[TestSet], found: Analysis, metric: str) -> Table:
+    """One row a pair of setups, one column a test set: who is better, or whether it is noise."""
+    chosen = [c for c in found.comparisons if c.metric == metric and c.b is not None]
+    pairs = dict.fromkeys((c.question, c.a, c.b) for c in chosen)
+    order = list(QUESTIONS)
+    table = Table(f"winners_{metric}", f"Who wins where, by {NAMES[metric]}", "first − second, points",
+                  [heading(one) for one in sets] + [Cell("in all")])  # fmt: skip
+    by_place = {(c.question, c.a, c.b, c.where.name): c for c in chosen}
+    for question, a, b in sorted(pairs, key=lambda pair: (order.index(pair[0]), pair[2], pair[1])):
+        assert b is not None
+        cells, counts = [], Counter[str]()
+        for one in sets:
+            c = by_place.get((question, a, b, one.name))
+            if c is None:
+                cells.append(Cell("·"))
+                continue
+            value = c.difference.value
+            counts[c.verdict] += 1
+            shade = 0.0 if c.verdict == "noise" else max(-1.0, min(1.0, value / SHADE_AT))
+            words = "SYNTHETIC" if one.synthetic else c.verdict
+            cells.append(Cell(points(value), words, c.verdict, shade))
+        told = ", ".join(f"{counts[word]} {word}" for word in WORDS if counts[word])
+        table.rows.append(Row(versus(a, b), [*cells, text(told)]))
+    table.notes = [
+        "▲ better, ▼ worse: the first against the second, p < 0.05 after Holm's adjustment over all test "
+        "sets of one question; ≈ noise: no difference that chance would not give. Not told apart is "
+        "not the same as equal."
+    ]
+    return table
+
+
+def versus(a: Setup, b: Setup) -> Cell:
+    """Name a pair by what differs, and below it by what both have."""
+    if a.theirs or b.theirs:
+        return text(f"{a.name} vs {b.name}")
+    if a.model != b.model:
+        return text(f"{a.model} vs {b.model}", a.name.partition(", ")[2])
+    if a.init != b.init:
+        return text(f"{a.init} vs {b.init}", a.name.replace(f", {a.init}", "", 1))
+    shared = a.name.removesuffix(f", {a.options}") if a.options else a.name
+    return text(f"{a.options or 'default'} vs {b.options or 'default'}", shared)
+
+
+def scores(sets: Sequence[TestSet], found: Analysis, metric: str) -> Table:
+    """Table 4.5 as measured, with the mean over the tasks, and the published rows below it."""
+    with_mean = len(sets) > 1 and len({one.field for one in sets}) == 1
+    columns = [heading(one) for one in sets] + ([Cell("mean")] if with_mean else [])
+    table = Table(metric, f"Test {NAMES[metric]}, %", "model", columns)
+    best = {one.name: _best(one, found, metric) for one in sets}
+    for setup in setups(sets):
+        cells, values = [], []
+        for one in sets:
+            estimate = found.of(one, setup).get(metric)
+            if estimate is None:
+                cells.append(Cell("·"))
+                continue
+            values.append(estimate.value)
+            mark = "best" if best[one.name] == setup else ""
+            cells.append(Cell(mean_sd(estimate), interval(estimate.low, estimate.high), mark))
+        if with_mean:
+            whole = len(values) == len(sets)
+            cells.append(Cell(percent(sum(values) / len(values)) if whole else "·"))
+        seeds = sorted({len(g.runs) for one in sets for g in one.groups if g.setup == setup})
+        told = (
+            f"{'–'.join(map(str, dict.fromkeys((seeds[0], seeds[-1]))))} seed{'s' * (seeds != [1])}"
+        )
+        selected = sorted({_selection(g) for one in sets for g in one.groups if g.setup == setup})
+        told = "predictions from elsewhere" if setup.theirs else f"{told}, {', '.join(selected)}"
+        table.rows.append(Row(text(setup.name, told), cells))
+    table.rows += _reference_rows(sets, metric, with_mean)
+    table.notes = [
+        "Mean over seeds ± standard deviation between them [95% interval: test images and, of several seeds, "
+        "seeds]; of one seed there is no ±. ★ the highest of the measured in its column, which alone says "
+        "nothing: see the comparisons.",
+    ]
+    if any(row.kind == "reference" for row in table.rows):
+        table.notes.append(
+            "Published rows are as printed, each with the pixels it was trained on and what its epochs were "
+            "selected on; they are not re-run here, and a difference to them mixes model, recipe and selection."
+        )
+        table.notes += _sources(sets, metric)
+    return table
+
+
+def _selection(group: Group) -> str:
+    return f"selected on {group.runs[0].result.get('selected_on', 'not stated').replace('val_', 'val ')}"
+
+
+def _best(where: TestSet, found: Analysis, metric: str) -> Setup | None:
+    values = {g.setup: e.value for g in where.groups if (e := found.of(where, g.setup).get(metric))}
+    return max(values, key=lambda setup: values[setup]) if len(values) > 1 else None
+
+
+def _reference_rows(sets: Sequence[TestSet], metric: str, with_mean: bool) -> list[Row]:
+    rows = []
+    tasks = [one.task if one.official else "" for one in sets]
+    for source in references.MEDMNIST:
+        for reference in references.medmnist_references(source):
+            values = reference.scores.get(metric, {})
+            if not any(task in values for task in tasks):
+                continue
+            cells = []
+            for task in tasks:
+                sd = reference.sd.get(metric, {}).get(task)
+                spread = f" ± {sd:.2f}" if sd is not None else ""
+                cells.append(Cell(f"{values[task]:.2f}{spread}" if task in values else "·"))
+            if with_mean:
+                whole = len(set(tasks)) == 12 and all(task in values for task in tasks)
+                mean = sum(values[task] for task in tasks) / len(tasks) if whole else None
+                cells.append(Cell("·" if mean is None else f"{mean:.2f}"))
+            name = (
+                f"{reference.model}, {reference.init}"
+                if reference.init != "none"
+                else reference.model
+            )
+            rows.append(Row(text(name, f"{SHORT[source]}: {reference.label}"), cells, "reference"))
+    return rows
+
+
+SHORT = {
+    "thesis": "thesis",
+    "medmnist_plus": "MedMNIST+",
+    "swin_t": "Swin-T, 10 seeds",
+    "trivial": "official labels",
+}
+
+
+def _sources(sets: Sequence[TestSet], metric: str) -> list[str]:
+    shown = dict.fromkeys(
+        f"{SHORT[name]}: {reference.source}" + (f"; {reference.note}" if reference.note else "")
+        for name in references.MEDMNIST
+        for reference in references.medmnist_references(name)
+        if any(one.official and one.task in reference.scores.get(metric, {}) for one in sets)
+    )
+    return list(shown)
+
+
+def trivial(sets: Sequence[TestSet], found: Analysis) -> Table:
+    """How much better than always giving the most frequent class."""
+    table = Table("trivial", "ACC above always answering the most frequent class, points", "model",
+                  [heading(one) for one in sets])  # fmt: skip
+    known = {(c.where.name, c.a): c for c in found.comparisons if c.question == "trivial"}
+    for setup in setups(sets):
+        cells = []
+        for one in sets:
+            group = one.group(setup)
+            if c := known.get((one.name, setup)):
+                d = c.difference
+                shade = 0.0 if c.verdict == "noise" else max(-1.0, min(1.0, d.value / 0.3))
+                cells.append(Cell(points(d.value), between(d.low, d.high), c.verdict, shade))
+            elif group is not None and "trivial_test_acc" in group.runs[0].result:
+                base = group.runs[0].result["trivial_test_acc"]
+                cells.append(Cell(points(found.of(one, setup)["acc"].value - base), "no interval"))
+            else:
+                cells.append(Cell("·"))
+        table.rows.append(Row(text(setup.name), cells))
+    base = []
+    for one in sets:
+        run = next((g.runs[0] for g in one.groups if "trivial_test_acc" in g.runs[0].result), None)
+        base.append(Cell(percent(run.result["trivial_test_acc"]) if run else "·"))
+    table.rows.append(Row(text("the trivial answer itself, ACC %"), base, "reference"))
+    table.notes = ["▲ better than the trivial answer, ≈ noise: no better than it as far as one can tell; "
+                   "Holm over all cells of this table."]  # fmt: skip
+    return table
+
+
+def comparisons(found: Analysis, question: str, metric: str) -> Table:
+    """Every paired comparison of one question, with its interval drawn and its verdict in words."""
+    chosen = [c for c in found.comparisons if c.question == question and c.metric == metric]
+    columns = ["difference", "95% interval", "p", "p (Holm)"]
+    with_mcnemar = any(c.mcnemar for c in chosen)
+    columns += ["McNemar"] if with_mcnemar else []
+    table = Table(f"compare_{question}_{metric}", f"{QUESTIONS[question].capitalize()}, {NAMES[metric]}",
+                  "first vs second", [Cell(c) for c in [*columns, "verdict"]])  # fmt: skip
+    for c in chosen:
+        assert c.b is not None
+        d, pair = c.difference, versus(c.a, c.b)
+        cells = [
+            Cell(points(d.value)),
+            Cell(between(d.low, d.high), interval=(d.value, d.low, d.high)),
+            Cell(p_value(d.p)),
+            Cell(p_value(c.adjusted)),
+        ]
+        if with_mcnemar:
+            cells.append(_mcnemar(c))
+        cells.append(text(c.verdict, mark=c.verdict))
+        under = "; ".join(part for part in (
+            c.where.name, pair.sub, f"UNEQUAL: {c.unequal}" if c.unequal else "", _luck(c)
+        ) if part)  # fmt: skip
+        table.rows.append(Row(text(pair.text, under), cells))
+    ends = [abs(x) for c in chosen for x in (c.difference.low, c.difference.high)]
+    table.reach = max(ends, default=0.0) or 0.01
+    size = chosen[0].family if chosen else 0
+    table.notes = [
+        f"Points of {NAMES[metric]}, first minus second, on the same test images: paired bootstrap, with the "
+        f"variance of the seeds added where there are several. Holm over the {size} comparisons of this table "
+        "(synthetic data apart)."
+    ]
+    if with_mcnemar:
+        table.notes.append(
+            "McNemar: images that the first alone : the second alone has right and its p-value, of the first "
+            "seed that both have; where there are more, the range of p over them. It knows nothing of seeds."
+        )
+    return table
+
+
+def _mcnemar(c: Comparison) -> Cell:
+    if not c.mcnemar:
+        return Cell("–")
+    first, p = c.mcnemar[0], [test.p for test in c.mcnemar]
+    shown = p_value(p[0]) if len(p) == 1 else f"{p_value(min(p))} to {p_value(max(p))}"
+    return Cell(f"{first.only_a} : {first.only_b}", f"p {shown}")
+
+
+def _luck(c: Comparison) -> str:
+    covers = c.difference.covers
+    return (
+        "one seed each: the luck of the seed is not in the interval"
+        if covers == "test images"
+        else ""
+    )
+
+
+def over_tasks(of: OverTasks) -> Table:
+    """Average ranks, and Wilcoxon's signed ranks of each pair."""
+    synthetic, pixels = of.where
+    word = f"{'SYNTHETIC data, ' if synthetic else ''}{pixels}"
+    table = Table(f"tasks_{of.metric}_{pixels.replace(' ', '')}{'_synthetic' * synthetic}",
+                  f"Over tasks by {NAMES[of.metric]}: {word}", "setup or pair",
+                  [Cell("average rank"), Cell("tasks"), Cell("p"), Cell("p (Holm)"), Cell("verdict")])  # fmt: skip
+    for setup, rank in sorted(zip(of.setups, of.ranks, strict=False), key=lambda item: item[1]):
+        cells = [Cell(f"{rank:.2f}"), Cell(str(len(of.tasks))), Cell(), Cell(), Cell()]
+        table.rows.append(Row(text(setup.name), cells))
+    for (a, b), test in of.wilcoxon.items():
+        pair = versus(a, b)
+        word = of.verdict(a, b)
+        cells = [Cell(), Cell(str(test.tasks + test.ties)), Cell(p_value(test.p)),
+                 Cell(p_value(of.adjusted[a, b])), text(word, mark=word)]  # fmt: skip
+        table.rows.append(Row(text(pair.text, f"Wilcoxon; {pair.sub}"), cells))
+    table.notes = ["A task counts once, however many images it has."]
+    if of.friedman:
+        f = of.friedman
+        table.notes.append(
+            f"Friedman: χ² {f.chi2:.2f}, p {p_value(f.p)}; Iman and Davenport's F {f.f:.2f}, p {p_value(f.p_f)}. "
+            f"Critical difference of two ranks (Nemenyi, 0.05): {signed(of.width).lstrip('+')}."
+        )
+    if len(of.tasks) < MIN_TASKS:
+        table.notes.append(
+            f"Only {len(of.tasks)} task{'s' * (len(of.tasks) != 1)} that these were all run on: ranks alone. "
+            f"Tests and the critical-difference diagram need {MIN_TASKS}, since with fewer Wilcoxon's exact "
+            "test has no p-value below 0.05."
+        )
+    return table
