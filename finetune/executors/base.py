@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+BEGUN = "-- begun on "
+"""What a cluster's executor writes into the log before the job itself: a line that names the machine."""
+
 
 @dataclass(frozen=True)
 class Job:

@@ -43,7 +43,7 @@ class Local:
                 stderr=subprocess.STDOUT,
                 env=os.environ | self._threads | chosen,
                 start_new_session=True,
-                preexec_fn=_end_with_parent(),
+                preexec_fn=end_with_parent(),
             )
         self._running[job.name] = process, device
 
@@ -115,7 +115,7 @@ def _cuda_is_there() -> bool:
     return torch.cuda.is_available()
 
 
-def _end_with_parent() -> Callable[[], None] | None:
+def end_with_parent() -> Callable[[], None] | None:
     """What a child does first: have the system send it SIGTERM when its parent dies."""
     if sys.platform != "linux":
         return None

@@ -5,6 +5,7 @@ The values stand here, once, for all such commands: they are no part of a recipe
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Le
@@ -39,8 +40,8 @@ class SlurmConfig:
     """Account to charge."""
     minutes: Count = 240
     """Time limit of a run; one that reaches it saves its state and is continued once more."""
-    gpus: Annotated[int, Ge(0), Le(1024)] = 1
-    """GPUs of a run."""
+    gpus: Annotated[int, Ge(0), Le(1024)] | None = None
+    """GPUs of a run; None is one, and none with --device cpu."""
     cpus: Count = 4
     """Processors of a run."""
     memory: Annotated[float, Gt(0), Le(1e6)] = 16.0
@@ -76,4 +77,40 @@ def build_executor(options: ExecutorConfig, device: str) -> Executor:
 
         devices = local_devices(device, options.jobs)
         return Local(devices, local_threads(device, len(devices)))
-    raise ConfigError(f"--executor {options.executor} is not there yet: use local")
+    if options.executor == "ray":
+        from dogmed.finetune.executors.ray import Ray
+
+        where = options.ray
+        return Ray(
+            address=where.address,
+            cpus=where.cpus,
+            gpus=where.gpus,
+            device=device,
+            retries=where.retries,
+            jobs=options.jobs,
+        )
+    from dogmed.finetune.executors.slurm import Slurm
+
+    slurm = options.slurm
+    gpus = slurm.gpus if slurm.gpus is not None else int(device != "cpu")
+    parameters = {
+        "timeout_min": slurm.minutes,
+        "cpus_per_task": slurm.cpus,
+        "gpus_per_node": gpus or None,
+        "mem_gb": slurm.memory,
+        "slurm_partition": slurm.partition,
+        "slurm_account": slurm.account,
+        "slurm_additional_parameters": _sbatch_options(slurm.options),
+    }
+    return Slurm(parameters, options.jobs)
+
+
+def _sbatch_options(words: Sequence[str]) -> dict[str, str | bool]:
+    """Options of sbatch as submitit takes them; one without a value is a switch."""
+    options: dict[str, str | bool] = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not name or name.startswith("-"):
+            raise ConfigError(f"--slurm.options: expected NAME=VALUE without dashes, got '{word}'")
+        options[name] = value if equals else True
+    return options
