@@ -15,6 +15,7 @@ from filelock import FileLock, Timeout
 from dogmed import config as configuration
 from dogmed.checkpoint import atomic_path
 from dogmed.errors import ConfigError
+from dogmed.tracking import ledger
 
 WEIGHTS_SUFFIXES = (".safetensors", ".pt", ".pth", ".npz")
 
@@ -38,7 +39,7 @@ class RunFolder:
         self.result = root / "result.json"
         self.last = root / "checkpoints" / "last.pt"
         self.best = root / "checkpoints" / "best.safetensors"
-        self._tracked = root / ".mlflow_run"
+        self.ledger = root / ledger.NAME
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -97,18 +98,21 @@ class RunFolder:
                 f"{self.root} holds a run without its config.yaml, so nobody knows its settings; give "
                 "another --out, or --resume never to start over (the old run is kept aside)"
             )
-        old = configuration.flatten(configuration.read_yaml(self.config))
-        new = configuration.flatten(settings)
-        changed = [
-            f"--{key.replace('_', '-')} {old.get(key)} -> {new.get(key)}"
-            for key in sorted(old.keys() | new.keys())
-            if key not in self.free and old.get(key) != new.get(key)
-        ]
-        if changed:
+        if changed := self._changed(settings):
             raise ConfigError(
                 f"{self.root} holds a run with other settings ({', '.join(changed)}); give another "
                 "--out, or --resume never to start over (the old run is kept aside)"
             )
+
+    def _changed(self, settings: Mapping[str, Any]) -> list[str]:
+        """The settings, those that are free aside, that are not those of ``config.yaml``."""
+        old = configuration.flatten(configuration.read_yaml(self.config))
+        new = configuration.flatten(settings)
+        return [
+            f"--{key.replace('_', '-')} {old.get(key)} -> {new.get(key)}"
+            for key in sorted(old.keys() | new.keys())
+            if key not in self.free and old.get(key) != new.get(key)
+        ]
 
     def set_aside(self) -> Path | None:
         """Move an earlier run out of the way, and say where it went."""
@@ -145,20 +149,10 @@ class RunFolder:
         for file in (self.result, self.best, *stale):
             file.unlink(missing_ok=True)
         self.last.parent.mkdir(parents=True, exist_ok=True)
-        text = yaml.safe_dump(dict(settings), sort_keys=False)
-        if not self.config.is_file() or self.config.read_text() != text:
-            self._tracked.unlink(missing_ok=True)  # that MLflow run was another one
-        write_atomic(self.config, text)
+        if self.ledger.is_file() and (not self.config.is_file() or self._changed(settings)):
+            ledger.Ledger.open(self.ledger).renew()  # that MLflow run was another one
+        write_atomic(self.config, yaml.safe_dump(dict(settings), sort_keys=False))
         write_atomic(self.metrics, "")
-
-    def tracked_as(self) -> str | None:
-        """The MLflow run of the earlier sittings, those that died before a checkpoint included."""
-        return self._tracked.read_text().strip() or None if self._tracked.is_file() else None
-
-    def remember_tracked_as(self, run_id: str | None) -> None:
-        """Note the MLflow run of this run, for the next sitting."""
-        if run_id is not None:
-            write_atomic(self._tracked, run_id)
 
     def stage_result(self, report: dict[str, Any]) -> Path:
         """Write ``result.json`` where it does not yet say that the run is finished."""

@@ -342,7 +342,8 @@ class Session:
         name = f"dogmed-{folder.root.parts[-3]}-{self.config.size}"  # those trained on other images are others
         if self.config.upsample_from:
             name += f"-from{self.config.upsample_from}"
-        tags = {"folder": "/".join(folder.root.parts[-3:]), **{k: str(v) for k, v in scores.items()}}
+        tags = {name: str(score) for name, score in scores.items()}
+        tags["folder"] = "/".join(folder.root.parts[-3:])
         tracked.propose(name, report["val"]["auc"], tags)
         tracked.log_artifact(folder.stage_result(report), name=folder.result.name)
 

@@ -208,9 +208,8 @@ class Session:
                 "size": str(config.size),
             },
             out=config.out.expanduser(),
-            run_id=self.folder.tracked_as(),
+            ledger=self.folder.ledger,
         )
-        self.folder.remember_tracked_as(run.run_id)
         if not continued:
             for split, context in (("train", "train"), ("val", "validation")):
                 name = f"{config.record.data}-{split}"
@@ -341,4 +340,4 @@ class Session:
         scores = {f"final_{name}": report["val"][name] for name in ("acc1", "acc5")}
         name = f"{self.config.model}-{self.config.recipe}".replace(".", "_")  # MLflow takes no dots
         tracked.log_weights(folder.final, name, scores)
-        tracked.log_artifact(folder.stage_result(report))
+        tracked.log_artifact(folder.stage_result(report), name=folder.result.name)

@@ -67,7 +67,8 @@ def test_an_address_that_is_none_is_told_in_one_line(uri, tmp_path, monkeypatch)
 @pytest.mark.slow
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
 def test_it_serves_the_runs_and_leaves_nothing_behind(stop, tmp_path):
-    run = Run.start(default_uri(tmp_path), "finetune", "n", params={}, tags={}, out=tmp_path)
+    run = Run.start(default_uri(tmp_path), "finetune", "n", params={}, tags={}, out=tmp_path,
+                    ledger=tmp_path / "run" / "mlflow.json")  # fmt: skip
     run.log_metrics({"val_auc": 0.5}, 1)
     run.end("FINISHED")
     with socket.socket() as busy:  # the port asked for is taken: another one is
@@ -101,7 +102,12 @@ def test_it_serves_the_runs_and_leaves_nothing_behind(stop, tmp_path):
     assert process.returncode == 0
     with pytest.raises(OSError):
         direct.open(f"{server}/health", timeout=2)
-    assert {p.name for p in tmp_path.iterdir()} <= {"mlflow.db", "mlflow.lock", "mlartifacts"}
+    assert {p.name for p in tmp_path.iterdir()} <= {
+        "mlflow.db",
+        "mlflow.lock",
+        "mlartifacts",
+        "run",
+    }
 
 
 @pytest.mark.slow
@@ -109,7 +115,8 @@ def test_a_tracking_server_is_used_and_its_address_is_printed(tmp_path, monkeypa
     """Runs through HTTP: artifacts go where the server keeps them."""
     from dogmed import ui
 
-    embedded = Run.start(default_uri(tmp_path), "first", "n", params={}, tags={}, out=tmp_path)
+    embedded = Run.start(default_uri(tmp_path), "first", "n", params={}, tags={}, out=tmp_path,
+                    ledger=tmp_path / "run" / "mlflow.json")  # fmt: skip
     embedded.end("FINISHED")
     port = ui._free_port("127.0.0.1", 0)
     server = f"http://127.0.0.1:{port}"
@@ -119,13 +126,14 @@ def test_a_tracking_server_is_used_and_its_address_is_printed(tmp_path, monkeypa
         ui._wait_until_healthy(process, server, log)
         monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
         run = Run.start(
-            default_uri(tmp_path), "remote", "n", params={"a": 1}, tags={}, out=tmp_path
-        )
-        weights = tmp_path / "best.safetensors"
+            default_uri(tmp_path), "remote", "n", params={"a": 1}, tags={}, out=tmp_path,
+            ledger=tmp_path / "other" / "mlflow.json",
+        )  # fmt: skip
+        weights = tmp_path / "other" / "best.safetensors"
         weights.write_bytes(b"weights")
         run.log_metrics({"val_auc": 0.5}, 1)
         run.log_artifact(weights, "figures")
-        assert run.log_weights(weights, "best", {"best_auc": 0.5})
+        run.log_weights(weights, "best", {"best_auc": 0.5})
         run.end("FINISHED")
         assert not run.lost
         serve(tmp_path)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from dogmed.tracking import NoRun, Run, default_uri, open_store, shown
+from dogmed.tracking import PARENT_TAG, Ledger, NoRun, Run, default_uri, open_store, shown
 
 
 @pytest.fixture(autouse=True)
@@ -37,9 +37,10 @@ def out(tmp_path: Path, fresh_store: Path) -> Path:
     return folder
 
 
-def start(out: Path, **changes) -> Run:
+def start(out: Path, folder: str = "run", **changes) -> Run:
     options = {"params": {"optim.lr": 1e-4, "kind": None}, "tags": {"task": "breastmnist"}}
-    return Run.start(default_uri(out), "finetune", "seed0", out=out, **(options | changes))
+    options |= {"out": out, "ledger": out / folder / "mlflow.json"}
+    return Run.start(default_uri(out), "finetune", "seed0", **(options | changes))
 
 
 def stored(out: Path, run_id: str | None):
@@ -78,7 +79,7 @@ def test_continuing_repeats_no_step(out):
     for epoch in (1, 2, 3):
         run.log_metrics({"val_acc": epoch / 10}, epoch)
     run.end("KILLED")
-    again = start(out, run_id=run.run_id, params={"optim.lr": 2e-4, "kind": None, "new": 1})
+    again = start(out, params={"optim.lr": 2e-4, "kind": None, "new": 1}, tags={"task": "other"})
     assert again.run_id == run.run_id
     assert stored(out, run.run_id).info.status == "RUNNING"
     for epoch in (2, 3, 4):
@@ -90,19 +91,40 @@ def test_continuing_repeats_no_step(out):
     assert kept.info.status == "FINISHED" and not again.lost
     assert kept.data.params == {"optim.lr": "0.0001", "kind": "None", "new": "1"}
     assert kept.data.tags["resumed.optim.lr"] == "0.0002"
-    assert "resumed.kind" not in kept.data.tags
+    assert "resumed.kind" not in kept.data.tags and kept.data.tags["task"] == "other"
 
 
-@pytest.mark.parametrize("deleted", [True, False])
-def test_continuing_a_run_that_is_gone_starts_another(out, deleted):
-    if deleted:
-        gone = start(out).run_id
-        open_store(default_uri(out), out).delete_run(gone)
+@pytest.mark.parametrize("how", ["deleted", "another store"])
+def test_continuing_a_run_that_is_gone_starts_another(out, how, fresh_store, monkeypatch):
+    first = start(out).run_id
+    if how == "deleted":
+        open_store(default_uri(out), out).delete_run(first)
     else:
-        gone = "0" * 32
-    run = start(out, run_id=gone)
-    assert run.run_id not in (gone, None) and not run.lost
-    assert stored(out, run.run_id).data.tags["continues"] == gone
+        shutil.copy(fresh_store, out / "other.db")
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{out / 'other.db'}")
+    run = start(out)
+    assert run.run_id not in (first, None) and not run.lost
+    assert start(out).run_id == run.run_id
+    assert Ledger.open(out / "run" / "mlflow.json").run_ids == [first, run.run_id]
+
+
+def test_a_run_begun_anew_with_other_settings_closes_the_earlier_one(out):
+    first = start(out)
+    first.ledger.renew()
+    run = start(out)
+    assert run.run_id != first.run_id
+    assert stored(out, first.run_id).info.status == "KILLED"
+    assert stored(out, run.run_id).info.status == "RUNNING"
+
+
+def test_a_parent_is_found_by_its_key(out):
+    parent = start(out, "parent")
+    child = start(out, "child", tags={PARENT_TAG: parent.ledger.key})
+    assert stored(out, child.run_id).data.tags[PARENT_TAG] == parent.run_id
+    other = start(out, "other")
+    again = start(out, "child", tags={PARENT_TAG: other.run_id})
+    assert again.run_id == child.run_id
+    assert stored(out, child.run_id).data.tags[PARENT_TAG] == other.run_id, "it has moved"
 
 
 def test_many_and_long_parameters_are_kept(out):
@@ -110,7 +132,7 @@ def test_many_and_long_parameters_are_kept(out):
     run = start(out, params=params)
     kept = stored(out, run.run_id).data.params
     assert not run.lost and len(kept) == 251 and len(kept["long"]) == 6000
-    again = start(out, run_id=run.run_id, params=params)
+    again = start(out, params=params)
     assert not again.lost
     assert not any(tag.startswith("resumed.") for tag in stored(out, run.run_id).data.tags)
 
@@ -119,16 +141,16 @@ def test_everything_stays_under_out(out, tmp_path, monkeypatch):
     elsewhere = tmp_path / "cwd"
     elsewhere.mkdir()
     monkeypatch.chdir(elsewhere)
-    picture, weights = tmp_path / "roc.png", tmp_path / "best.safetensors"
+    run = start(out)
+    picture, weights = out / "run" / "roc.png", out / "run" / "best.safetensors"
     picture.write_bytes(b"picture")
     weights.write_bytes(b"weights")
-    run = start(out)
     run.log_artifact(picture, "figures")
     run.log_artifact(weights)
     run.log_weights(weights, "best", {})
     run.end("FINISHED")
     assert not run.lost and not list(elsewhere.iterdir())
-    assert {p.name for p in out.iterdir()} == {"mlflow.db", "mlflow.lock", "mlartifacts"}
+    assert {p.name for p in out.iterdir()} == {"mlflow.db", "mlflow.lock", "mlartifacts", "run"}
     files = {p.name: p for p in (out / "mlartifacts" / "finetune").rglob("*") if p.is_file()}
     assert set(files) == {"roc.png", "best.safetensors"}
     assert files["roc.png"].parent.name == "figures"
@@ -138,16 +160,17 @@ def test_weights_round_trip_as_a_logged_model(out, tmp_path):
     import torch
     from safetensors.torch import load_file, save_file
 
-    path = tmp_path / "best.safetensors"
-    save_file({"w": torch.arange(5.0)}, path)
     run = start(out)
-    model_id = run.log_weights(path, "dognext_test", {"best_auc": 0.9, "best_map": None})
+    path = out / "run" / "best.safetensors"
+    save_file({"w": torch.arange(5.0)}, path)
+    run.log_weights(path, "dognext_test", {"best_auc": 0.9, "best_map": None})
     client = open_store(default_uri(out), out)
+    (output,) = stored(out, run.run_id).outputs.model_outputs
+    model_id = output.model_id
     model = client.get_logged_model(model_id)
     assert (model.name, str(model.status), model.source_run_id) == (
         "dognext_test", "READY", run.run_id)  # fmt: skip
     assert {m.key: m.value for m in model.metrics} == {"best_auc": 0.9}
-    assert [o.model_id for o in stored(out, run.run_id).outputs.model_outputs] == [model_id]
     copies = list((out / "mlartifacts").rglob("best.safetensors"))
     assert len(copies) == 1 and model_id in str(copies[0])
     assert torch.equal(load_file(copies[0])["w"], torch.arange(5.0))
@@ -165,7 +188,7 @@ def test_datasets_are_named_with_their_use(out):
 
 def _start_and_log(out: Path, barrier, results) -> None:
     barrier.wait(60)
-    run = start(out)
+    run = start(out, str(os.getpid()))
     for epoch in range(5):
         run.log_metrics({"val_acc": 0.5}, epoch)
     run.end("FINISHED")
@@ -198,15 +221,19 @@ def unused_port() -> int:
 
 @pytest.mark.parametrize("scheme", ["http://", "postgresql://me:secret@", "postgresql+psycopg2://"])
 def test_a_dead_server_is_one_warning(scheme, out, caplog, tmp_path):
+    ledger = out / "run" / "mlflow.json"
     run = Run.start(
-        f"{scheme}127.0.0.1:{unused_port()}", "e", "n", params={}, tags={}, out=out, run_id="old"
+        f"{scheme}127.0.0.1:{unused_port()}", "e", "n", params={}, tags={}, out=out, ledger=ledger
     )
     run.log_metrics({"a": 1.0}, 1)
-    run.log_artifact(tmp_path)
-    assert run.log_weights(tmp_path, "w", {}) is None
+    run.log_artifact(out / "run" / "roc.png")
+    run.log_weights(out / "run" / "w", "w", {"best_auc": 0.5})
     run.log_dataset("d", "s", "0", "train")
     run.end("FAILED")
-    assert run.lost and run.run_id == "old", "a later sitting may still continue it"
+    assert run.lost and run.run_id is None
+    book = Ledger.open(ledger)
+    assert (book.status, book.weights, book.artifacts) == ("FAILED", ["w", "w"], [["roc.png", ""]])
+    assert book.scores == {"best_auc": 0.5} and len(book.datasets) == 1
     assert len(caplog.records) == 1
     line = caplog.records[0].getMessage()
     assert "127.0.0.1" in line and "\n" not in line and "secret" not in line
@@ -229,7 +256,7 @@ def test_an_address_that_is_none_or_has_no_driver_is_one_warning(uri, out, caplo
         listening.bind(("127.0.0.1", 0))
         listening.listen()
         uri = uri.replace("PORT", str(listening.getsockname()[1]))
-        run = Run.start(uri, "e", "n", params={}, tags={}, out=out)
+        run = Run.start(uri, "e", "n", params={}, tags={}, out=out, ledger=out / "mlflow.json")
     run.log_metrics({"a": 1.0}, 1)
     run.end("FINISHED")
     assert run.lost and run.run_id is None and len(caplog.records) == 1
@@ -238,7 +265,7 @@ def test_an_address_that_is_none_or_has_no_driver_is_one_warning(uri, out, caplo
 
 
 def test_a_server_that_dies_later_is_one_warning_and_marks_the_run(out, caplog, monkeypatch):
-    monkeypatch.setattr("dogmed.tracking.STORE_SECONDS", 1)
+    monkeypatch.setattr("dogmed.tracking.store.STORE_SECONDS", 1)
     run = start(out)
     run.log_metrics({"a": 1.0}, 1)
     (out / "mlflow.db").rename(out / "away.db")
@@ -257,7 +284,7 @@ def test_a_server_that_dies_later_is_one_warning_and_marks_the_run(out, caplog, 
 
 @pytest.mark.parametrize("damage", ["garbage", "locked", "folder"])
 def test_a_damaged_or_locked_store_is_one_warning(damage, out, caplog, monkeypatch):
-    monkeypatch.setattr("dogmed.tracking.STORE_SECONDS", 0.2)
+    monkeypatch.setattr("dogmed.tracking.store.STORE_SECONDS", 0.2)
     (out / "mlflow.db").unlink()
     held = None
     if damage == "garbage":
@@ -277,7 +304,7 @@ def test_a_damaged_or_locked_store_is_one_warning(damage, out, caplog, monkeypat
 
 def test_a_file_that_is_missing_is_told_and_survived(out, tmp_path, caplog):
     run = start(out)
-    run.log_artifact(tmp_path / "missing.png")
+    run.log_artifact(out / "run" / "missing.png")
     assert run.lost and "missing.png" in caplog.records[0].getMessage()
     run.end("FINISHED")
     assert stored(out, run.run_id).info.status == "FINISHED"
@@ -290,7 +317,9 @@ def test_no_run_has_the_whole_surface_and_does_nothing(tmp_path):
     run.log_metrics({"a": 1.0}, 1)
     run.log_artifact(tmp_path)
     run.log_dataset("d", "s", "0", "train")
-    assert run.log_weights(tmp_path, "w", {}) is None
+    run.log_weights(tmp_path, "w", {})
+    run.log_scores({})
+    run.propose("m", 0.5, {})
     run.end("FINISHED")
     assert run.run_id is None and not run.lost
 
@@ -314,7 +343,8 @@ def test_nothing_is_printed_and_mlflow_waits_for_its_use(tmp_path):
         "from dogmed.tracking import Run, default_uri\n"
         "assert 'mlflow' not in sys.modules\n"
         "out = Path(sys.argv[1])\n"
-        "run = Run.start(default_uri(out), 'e', 'n', params={}, tags={}, out=out)\n"
+        "run = Run.start(default_uri(out), 'e', 'n', params={}, tags={}, out=out,"
+        " ledger=out / 'r/mlflow.json')\n"
         "run.log_metrics({'a': 1}, 1); run.end('FINISHED'); assert not run.lost"
     )
     environment = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW")}
