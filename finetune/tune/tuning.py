@@ -1,0 +1,267 @@
+"""``dogmed tune``: a study for each task, worked on by jobs, and what comes of it."""
+
+from __future__ import annotations
+
+import sys
+import time
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+
+from optuna.trial import FrozenTrial, TrialState
+
+from dogmed import config as configuration
+from dogmed import tracking
+from dogmed.config import to_yaml
+from dogmed.console import Console, Stopper
+from dogmed.errors import ConfigError, Interrupted, TrainingError
+from dogmed.finetune import build
+from dogmed.finetune.executors.base import Executor, Job
+from dogmed.finetune.tune import comparison, outcome
+from dogmed.finetune.tune.options import TuneConfig, tasks_of
+from dogmed.finetune.tune.study import is_over, last_attempts, revive, unfinished, waiting, why
+from dogmed.finetune.tune.worker import Work, open_work
+from dogmed.runs import RunFolder, write_atomic
+
+POLL_SECONDS = 0.5
+DEATHS = 5  # of workers, one after another and no trial finished, that end a study
+MOST_WORKERS = 8  # where the cluster sets no limit: workers that start together learn nothing
+
+
+def tune(config: TuneConfig, executor: Executor) -> int:
+    """Bring the study of each task to its trials, write the outcome, compare it with the usual options.
+
+    A study that was stopped goes on; of one that is done the outcome is told again.
+
+    Args:
+        config: the options.
+        executor: where workers and the comparison's runs go.
+
+    Returns:
+        The exit code: 1 if a study or a comparison came to nothing, else 0.
+
+    Raises:
+        DogmedError: options, data, weights or storage cannot be used, told before any trial starts.
+        Interrupted: a signal came; calling again continues.
+    """
+    if config.resume == "never":
+        raise ConfigError("--resume never: a study is always continued; give another --study")
+    console = Console(True)
+    tasks = tasks_of(config)
+    if config.dry_run:
+        print("\n".join(describe(open_work(config, task)) for task in tasks))
+        return 0
+    code = 0
+    for task in tasks:
+        job = open_work(config, task)
+        _refuse_unusable(job)
+        try:
+            code |= _tune_one(job, executor, console)
+        except TrainingError as error:
+            if len(tasks) == 1:
+                raise
+            print(f"FAILED  {task}: {error}", file=sys.stderr)
+            code = 1
+    return code
+
+
+def describe(job: Work) -> str:
+    """Tell what would be tried."""
+    left = unfinished(job.study, job.config.trials)
+    lines = [f"study     {job.files.name}, {left} of {job.config.trials} trials to do"]
+    lines += job.data.lines()
+    lines += [f"{name:<21} {option}" for name, option in job.space.items()]
+    compared = job.config.compare_seeds
+    runs = f"{2 * compared} runs compare the outcome with the usual options" if compared else "none"
+    return "\n".join([*lines, f"after it  {runs}", "dry run: nothing was trained"])
+
+
+def _refuse_unusable(job: Work) -> None:
+    """Build the model with the outermost values, for what it refuses."""
+    config = job.base
+    values = {name: option.ends()[-1] for name, option in job.space.items()}
+    built = configuration.merge(configuration.to_dict(config), values)
+    config = configuration.build(type(config), built, where=f"--space {job.config.space}")
+    objective = build.build_objective(config, job.data.task.kind, job.data.task.num_classes)
+    build.build_network(config, objective.num_outputs)
+
+
+def _tune_one(job: Work, executor: Executor, console: Console) -> int:
+    out = job.base.out.expanduser()
+    tracked = _track(job)
+    status = "KILLED"
+    try:
+        Search(job, executor, console).run()
+        found = outcome.write(job)
+        for line in outcome.told(job, found):
+            console.line(line)
+        tracked.log_metrics({"val_auc": found.val_auc}, step=job.config.trials)
+        for path in (found.recipe, found.table, found.plots):
+            if path is not None:
+                tracked.log_artifact(path)
+        code = 0
+        if job.config.compare_seeds:
+            compared = comparison.compare(job, found, executor, console)
+            console.line(compared.verdict)
+            tracked.log_artifact(out / "tuned" / compared.file.name)
+            code = compared.code
+        status = "FINISHED"
+    except TrainingError:
+        status = "FAILED"
+        raise
+    finally:
+        tracked.end(status)
+    return code
+
+
+def _track(job: Work) -> tracking.Run | tracking.NoRun:
+    """The study's own run in MLflow, which its trials are nested under."""
+    base, study, out = job.base, job.study, job.base.out.expanduser()
+    if base.tracking == "off":
+        return tracking.NoRun()
+    tags = {
+        "task": job.data.task.name,
+        "model": base.model,
+        "init": base.init,
+        "study": study.study_name,
+    }
+    if base.parent_run:
+        tags["mlflow.parentRunId"] = base.parent_run
+    space = {f"space.{name}": str(option) for name, option in job.space.items()}
+    run = tracking.Run.start(
+        tracking.default_uri(out),
+        base.experiment,
+        study.study_name,
+        params={**study.user_attrs["options"], **space},
+        tags=tags,
+        out=out,
+        ledger=RunFolder(job.files.root).ledger,
+    )
+    study.set_user_attr("mlflow_run", run.ledger.key)
+    return run
+
+
+class Search:
+    """The trials of a study, from one call of the command to the last of them, or to a stop.
+
+    Args:
+        job: the study.
+        executor: where its workers go.
+        console: where lines go.
+    """
+
+    def __init__(self, job: Work, executor: Executor, console: Console):
+        self.job, self.executor, self.console = job, executor, console
+        self.trials = job.config.trials
+        self.options = job.files.root / "worker.yaml"
+        self._running: dict[str, tuple[Path, int]] = {}  # logs, and where the job's words begin
+        self._started = 0
+        self._deaths: list[str] = []  # what workers said that died since a trial was finished
+        self._told: set[int] = set()
+
+    def run(self) -> None:
+        """Have all trials done.
+
+        Raises:
+            TrainingError: the workers die, one after another, and nothing gets done.
+            Interrupted: a signal came; the trials under way have saved their state.
+        """
+        job = self.job
+        self._told = {n for n, a in last_attempts(job.study).items() if is_over(a)}
+        left = unfinished(job.study, self.trials)
+        if left <= 0:
+            return
+        self.console.line(f"study {job.files.name}: {left} of {self.trials} trials to do")
+        config = replace(job.config, task=(job.base.task,), all=False, worker=True)
+        write_atomic(self.options, to_yaml(config))
+        self.options.chmod(0o600)  # the storage's address may hold a password
+        with Stopper(self.console) as stopper:
+            stopper.deferring = True
+            asked = False
+            try:
+                while self._running or (self._left() and not stopper.requested):
+                    self._collect(stopping=asked)
+                    self._tell()
+                    if stopper.requested and not asked:
+                        asked = True
+                        self.executor.stop()
+                    if not asked:
+                        self._fill()
+                    time.sleep(POLL_SECONDS)
+            finally:
+                if self._running:
+                    self.executor.kill()
+        self._tell()
+        if stopper.requested and self._left():
+            done = self.trials - self._left()
+            raise Interrupted(
+                f"stopped with {done} of {self.trials} trials done; the same command continues",
+                stopper.requested,
+            )
+
+    def _left(self) -> int:
+        return max(0, unfinished(self.job.study, self.trials))
+
+    def _fill(self) -> None:
+        """Start workers while there are trials that nobody works on, and room."""
+        job = self.job
+        with job.files.lock:
+            revive(job.study, job.files)
+            room = waiting(job.study, self.trials)
+        slots = min(self.executor.slots, job.config.jobs or MOST_WORKERS, self._left())
+        while room > 0 and len(self._running) < slots:
+            self._start()
+
+    def _start(self) -> None:
+        name = f"{self.job.files.name}-worker{self._started}"
+        self._started += 1
+        log = self.job.files.root / "workers" / f"{name}.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        self._running[name] = log, log.stat().st_size if log.is_file() else 0
+        words = (sys.executable, "-m", "dogmed", "tune", "--config", str(self.options))
+        self.executor.start(Job(name, words, log))
+
+    def _collect(self, *, stopping: bool) -> None:
+        """Take note of the workers that have ended."""
+        for name, code in self.executor.ended().items():
+            log, start = self._running.pop(name)
+            if code == 0 or stopping:
+                continue
+            with closing(log.open("rb")) as file:
+                file.seek(start)
+                lines = file.read().decode(errors="replace").split("\n")
+            said = [line for line in lines if line.startswith("dogmed: ")] or ["it said nothing"]
+            how = f"exit code {code}" if code > 0 else f"signal {-code}"
+            self._deaths.append(f"{said[-1].removeprefix('dogmed: ')}; {how} ({log})")
+            self.console.line(f"a worker has died: {self._deaths[-1]}")
+            if len(self._deaths) >= DEATHS:
+                raise TrainingError(
+                    f"{DEATHS} workers have died and no trial was finished: {self._deaths[-1]}"
+                )
+
+    def _tell(self) -> None:
+        """A line for each trial that has ended."""
+        last = last_attempts(self.job.study)
+        for number, attempt in last.items():
+            if number in self._told or not is_over(attempt):
+                continue
+            self._told.add(number)
+            self._deaths.clear()
+            done = f"[{len(self._told):>{len(str(self.trials))}}/{self.trials}]"
+            self.console.line(f"{done} trial {number:<4} {_ended(attempt)}{_best(self.job)}")
+
+
+def _ended(attempt: FrozenTrial) -> str:
+    if attempt.state == TrialState.COMPLETE:
+        return f"val AUC {attempt.value:.4f}"
+    if attempt.state == TrialState.PRUNED:
+        return f"pruned after epoch {attempt.last_step}"
+    return f"FAILED: {why(attempt)}"
+
+
+def _best(job: Work) -> str:
+    complete = [a for a in job.study.get_trials(deepcopy=False) if a.state == TrialState.COMPLETE]
+    if not complete:
+        return ""
+    best = max(complete, key=lambda attempt: attempt.value or 0.0)
+    return f"  (best so far {best.value:.4f})"

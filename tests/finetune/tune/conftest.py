@@ -1,0 +1,91 @@
+"""A small study that takes seconds, its trials in this process."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from dogmed import cli, config
+from dogmed.finetune.executors.base import Job
+from dogmed.finetune.tune.options import TuneConfig
+
+TINY = (
+    "--task=breastmnist", "--data=synthetic", "--model=dognext_test", "--size=28", "--epochs=2",
+    "--eval.resamples=20", "--device=cpu", "--trials=3", "--compare-seeds=0", "--tracking=off",
+)  # fmt: skip
+SPACE = {
+    "optim.lr_base": {"low": 1e-4, "high": 1e-2, "log": True},
+    "loss": {"label-smoothing": {"low": 0, "high": 0.3, "step": 0.1}},
+    "batch_size": [32, 64],
+}
+
+
+class Here:
+    """Runs each job to its end in this process: what the study does with them is the same."""
+
+    slots = 1
+
+    def __init__(self) -> None:
+        self.started: list[str] = []
+        self.codes: dict[str, int] = {}
+
+    def start(self, job: Job) -> None:
+        self.started.append(job.name)
+        with (
+            job.log.open("a") as log,
+            contextlib.redirect_stdout(log),
+            contextlib.redirect_stderr(log),
+        ):
+            assert job.command[:3] == (sys.executable, "-m", "dogmed")
+            self.codes[job.name] = cli.main(job.command[3:])
+
+    def ended(self) -> dict[str, int]:
+        codes, self.codes = self.codes, {}
+        return codes
+
+    def waiting(self) -> set[str]:
+        return set()
+
+    def stop(self) -> None: ...
+
+    def kill(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+@pytest.fixture
+def here() -> Here:
+    return Here()
+
+
+@pytest.fixture(scope="session")
+def make_flags(
+    cache_dir: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., list[str]]:
+    folder = tmp_path_factory.mktemp("space")
+
+    def make(out: Path, *more: str, space: dict[str, Any] = SPACE) -> list[str]:
+        file = folder / f"{abs(hash(str(space)))}.yaml"
+        file.write_text(yaml.safe_dump(space))
+        given = {flag.partition("=")[0] for flag in more}
+        usual = [flag for flag in TINY if flag.partition("=")[0] not in given]
+        return [*usual, f"--out={out}", f"--cache-dir={cache_dir}", f"--space={file}", *more]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_tuning(make_flags: Callable[..., list[str]]) -> Callable[..., TuneConfig]:
+    recipe = config.recipe("finetune/tune")
+
+    def make(out: Path, *more: str, space: dict[str, Any] = SPACE) -> TuneConfig:
+        argv = make_flags(out, *more, space=space)
+        return config.parse(TuneConfig, argv, prog="dogmed tune", base=recipe)
+
+    return make
