@@ -80,14 +80,31 @@ class Console:
 class Stopper:
     """Catch SIGINT and SIGTERM: while ``deferring``, note them for the loop; otherwise stop at once.
 
-    A second signal stops at once too; what was saved last then stands.
+    A second signal stops at once too; what was saved last then stands. What a handler raises is lost
+    where Python can pass nothing on, in a finalizer say; so every signal is noted, and whoever begins
+    to defer after such a loss is stopped there.
     """
 
     def __init__(self, console: Console):
         self.console = console
-        self.deferring = False
         self.requested: int | None = None
+        self._deferring = False
         self._previous: dict[int, Any] = {}
+
+    @property
+    def deferring(self) -> bool:
+        """Whether a signal waits for the loop.
+
+        Raises:
+            Interrupted: (on setting) one came before, and what it raised was lost.
+        """
+        return self._deferring
+
+    @deferring.setter
+    def deferring(self, value: bool) -> None:
+        if value and self.requested is not None:
+            raise _interrupted(self.requested)
+        self._deferring = value
 
     def __enter__(self) -> Stopper:
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -102,12 +119,19 @@ class Stopper:
             signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if not self.deferring or self.requested is not None:
-            raise Interrupted(
-                "stopped; the same command continues from the last saved state", number
-            )
-        self.requested = number
+        first, self.requested = self.requested is None, number
+        if not (self.deferring and first):
+            raise _interrupted(number)
         self.console.line("stopping after this step (once more to stop at once)")
+
+
+def _interrupted(number: int) -> Interrupted:
+    return Interrupted("stopped; the same command continues from the last saved state", number)
+
+
+def count(number: int, what: str) -> str:
+    """Write a number of things: 1 epoch, 1,251 steps."""
+    return f"{number:,} {what}{'s' * (number != 1)}"
 
 
 def duration(seconds: float) -> str:

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from dogmed.errors import ConfigError
+from dogmed.errors import ConfigError, TrainingError
 
 MEETING_TIME = timedelta(minutes=15)  # the slowest node has so long to start its processes
 
@@ -76,8 +76,12 @@ def join(device: str = "auto") -> Iterator[World]:
     Args:
         device: ``auto`` (CUDA where there is one), ``cpu``, ``cuda`` or ``cuda:N``.
 
+    A process that raises alone leaves its peers waiting in a collective, until it ends and with it its
+    connections. So nothing here may keep it: it does not take leave of the others.
+
     Raises:
         ConfigError: the device does not exist here.
+        TrainingError: another process ended or was lost.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     rank = int(os.environ.get("RANK", "0"))
@@ -97,11 +101,26 @@ def join(device: str = "auto") -> Iterator[World]:
             dist.init_process_group(
                 backend, store=fresh_store(rank, size), rank=rank, world_size=size
             )
+    if size == 1:
+        yield World(rank, size, chosen)
+        return
     try:
         yield World(rank, size, chosen)
+    except BaseException as error:
+        dist.group.WORLD.abort()  # NCCL's way to destroy a group waits for the others otherwise
+        if isinstance(error, RuntimeError) and _is_loss_of_peer(error):
+            raise TrainingError(
+                "another process of this run ended or was lost: what it said stands above, or in its "
+                "own output; the same command continues from the last saved state"
+            ) from error
+        raise
     finally:
-        if size > 1:
-            dist.destroy_process_group()
+        dist.destroy_process_group()
+
+
+def _is_loss_of_peer(error: RuntimeError) -> bool:
+    """Whether a collective failed for want of a process; gloo raises plain RuntimeErrors."""
+    return isinstance(error, dist.DistError) or "/gloo/" in str(error)
 
 
 def keep_freed_memory() -> None:

@@ -116,7 +116,10 @@ def create_scheduler(
         known = ", ".join(SCHEDULES)
         raise ConfigError(f"unknown schedule '{name}'{nearest(name, SCHEDULES)}; there are {known}")
     if not 0 <= warmup_steps < steps:
-        raise ConfigError(f"{warmup_steps} warm-up steps of {steps}: expected 0 <= warm-up < steps")
+        raise ConfigError(
+            f"{warmup_steps} warm-up steps of {steps} in all: expected fewer; lower "
+            "--optim.warmup-epochs, or raise --epochs"
+        )
     peak = max(group["lr"] for group in optimizer.param_groups)
     if not 0 <= min_lr <= peak:
         raise ConfigError(f"lowest learning rate {min_lr}: expected between 0 and the peak {peak}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import time
 from dataclasses import dataclass
@@ -66,7 +67,7 @@ class Store:
         return cls(path, folder.final, config.overwrite_weights)
 
     def refuse_unwritable(self, parameters: int, averaged: bool) -> None:
-        """Make sure, before anything is computed, that the weights will have a place.
+        """Make sure, before anything is computed or made, that the weights will have a place.
 
         Args:
             parameters: of the model.
@@ -79,11 +80,10 @@ class Store:
         copies = 2 * (3 + averaged) + 2
         need = {self.path.parent: 4 * parameters, self.final.parent: copies * 4 * parameters}
         for folder, size in need.items():
-            try:
-                folder.mkdir(parents=True, exist_ok=True)
-                free = shutil.disk_usage(folder).free
-            except OSError as error:
-                raise ConfigError(f"cannot create {folder} ({error.strerror})") from None
+            there = next(place for place in (folder, *folder.parents) if place.exists())
+            if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+                raise ConfigError(f"cannot write to {folder}: {there} is no folder to write to")
+            free = shutil.disk_usage(there).free
             if free < size:
                 raise ConfigError(
                     f"{folder} has {human(free)} free, and the checkpoints of this model take "

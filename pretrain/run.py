@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from typing import Any
-
-import torch.distributed as dist
 
 from dogmed.console import Console, Stopper
 from dogmed.distributed import join
-from dogmed.errors import ConfigError, TrainingError
+from dogmed.errors import ConfigError
 from dogmed.pretrain import build
 from dogmed.pretrain.config import PretrainConfig
 from dogmed.pretrain.folder import PretrainFolder
@@ -57,23 +54,5 @@ def pretrain(
             network = build.build_network(config, len(images[0].classes))
             folder = PretrainFolder.of(config)
             session = Session(config, world, console, stopper, images, folder, network)
-            with peer_errors(), folder.lock() if world.is_main else nullcontext():
+            with folder.lock() if world.is_main else nullcontext():
                 return session.run()
-
-
-@contextmanager
-def peer_errors() -> Iterator[None]:
-    """Tell in one line that another process of the group ended; it has said why itself.
-
-    Raises:
-        TrainingError: a collective failed (gloo raises plain RuntimeErrors).
-    """
-    try:
-        yield
-    except RuntimeError as error:
-        if not (isinstance(error, dist.DistError) or "/gloo/" in str(error)):
-            raise
-        raise TrainingError(
-            "another process of this run ended or was lost: what it said stands above, or in its own "
-            "output; the same command continues from the last saved state"
-        ) from error

@@ -1,13 +1,19 @@
-"""Meeting of processes in a store of their own, whatever earlier ones have left behind."""
+"""Meeting of processes in a store of their own, whatever earlier ones left behind, and their parting."""
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import socket
+import subprocess
+import sys
 import threading
 
 import pytest
 import torch.distributed as dist
 
-from dogmed.distributed import fresh_store
+from dogmed.distributed import fresh_store, join
+from dogmed.errors import DogmedError, TrainingError
 
 
 def test_processes_meet_though_dead_ones_have_left_their_names(
@@ -36,3 +42,47 @@ def test_processes_meet_though_dead_ones_have_left_their_names(
         stores[1].set("key", str(start))
         assert {store.get("key") for store in stores.values()} == {str(start).encode()}
         seen.append(stores)
+
+
+def test_when_one_process_raises_alone_the_other_ends_with_one_line() -> None:
+    # forked from a process of its own: the threads of other tests must not be
+    command = [sys.executable, __file__]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    main_fails, other_fails = done.stdout.split("next\n")
+    for fails, said in enumerate((main_fails, other_fails)):
+        lines = sorted(said.splitlines())
+        assert len(lines) == 2
+        assert lines[fails] == f"{fails}: the loss is not finite"
+        assert lines[1 - fails].startswith(f"{1 - fails}: another process of this run ended")
+
+
+def _raise_alone(rank: int, failing: int, port: int) -> None:
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+    try:
+        with join("cpu") as world:
+            assert world.any(rank == 1)
+            if rank == failing:
+                raise TrainingError("the loss is not finite")
+            world.any(False)
+    except DogmedError as error:
+        print(f"{rank}: {error}", flush=True)
+
+
+def _raise_alone_by_turns() -> None:
+    fork = multiprocessing.get_context("fork")
+    for failing in (0, 1):
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            port = free.getsockname()[1]
+        pair = [fork.Process(target=_raise_alone, args=(rank, failing, port)) for rank in (0, 1)]
+        for process in pair:
+            process.start()
+        for process in pair:
+            process.join()
+        print("next" if failing == 0 else "", flush=True)
+
+
+if __name__ == "__main__":
+    _raise_alone_by_turns()

@@ -186,6 +186,8 @@ def test_a_dry_run_tries_steps_and_writes_nothing(
         ({"num_classes": 1000}, "has 4 classes to train on, .* a classifier of 1000"),
         ({"subset__classes": 5}, "4"),
         ({"batch_size": 41}, "batch"),
+        ({"optim__warmup_epochs": 2}, "10 warm-up steps of 10 in all: .*--optim.warmup-epochs"),
+        ({"eval__select": "ema"}, "give --ema.decay"),
         ({"model": "resnet18", "batch_size": 9, "micro_batch": 8}, "leaves one image alone"),
         ({"augment__crop_scale": [0.9, 0.2]}, "expected 0 < smallest <= largest"),
         ({"optim__name": "adamww"}, "did you mean 'adamw'"),
@@ -204,7 +206,8 @@ def test_wrong_requests_are_one_line_and_leave_no_weights(
     with pytest.raises(DogmedError, match=said) as caught:
         run_tiny(**overrides)
     assert "\n" not in str(caught.value)
-    assert not list(tmp_path.rglob("*.safetensors")) and not list(tmp_path.rglob("last.pt"))
+    assert not list(tmp_path.rglob("*.safetensors"))
+    assert not (tmp_path / "runs").exists()
 
 
 def test_a_full_disk_is_told_before_training(
