@@ -43,11 +43,12 @@ class RunFolder:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the folder alone.
+        """Hold the folder alone; folders made for it go again if nothing came into them.
 
         Raises:
             ConfigError: another process is running here.
         """
+        new = [folder for folder in (self.root, *self.root.parents) if not folder.exists()]
         try:
             self.root.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -56,7 +57,10 @@ class RunFolder:
             ) from None
         try:
             with FileLock(self.root / ".lock", timeout=0):
-                yield
+                try:
+                    yield
+                finally:
+                    _remove_unused(new)
         except Timeout:
             raise ConfigError(
                 f"{self.root}: another process is running this very run; wait for it, or give --out"
@@ -174,6 +178,17 @@ class RunFolder:
         """Add one epoch's line to ``metrics.jsonl``."""
         with self.metrics.open("a") as file:
             file.write(json.dumps(row) + "\n")
+
+
+def _remove_unused(folders: Sequence[Path]) -> None:
+    """Remove a run's folder if it holds its lock alone, and those around it that are empty then."""
+    if folders and [entry.name for entry in folders[0].iterdir()] == [".lock"]:
+        (folders[0] / ".lock").unlink()
+        for folder in folders:
+            try:
+                folder.rmdir()
+            except OSError:  # another run has come into it
+                return
 
 
 def write_atomic(path: Path, text: str) -> None:
