@@ -41,7 +41,9 @@ class BenchmarkConfig(ExecutorConfig, FinetuneConfig):
     all: bool
     """All twelve official tasks."""
     skip_missing: bool
-    """Leave out the cells whose initial weights are not there."""
+    """Leave out the cells whose initial weights, or with --tuned recipes, are not there."""
+    tuned: bool
+    """Each task with what dogmed tune has found for it, <out>/tuned/TASK.yaml; flags win over it."""
 
 
 def combine(config: BenchmarkConfig) -> list[FinetuneConfig]:
@@ -89,7 +91,10 @@ def command(**options: Any) -> int:
     if sys.stderr.isatty():
         print("loading PyTorch, timm and MONAI ...", file=sys.stderr, flush=True)
     from dogmed.finetune.benchmark.sitting import benchmark
+    from dogmed.finetune.tune.recipe import take_tuned
 
+    if config.tuned:
+        runs = take_tuned(runs, config.skip_missing)
     with contextlib.closing(build_executor(config, config.device)) as executor:
         return benchmark(runs, executor, skip_missing=config.skip_missing)
 
