@@ -111,7 +111,7 @@ def _recipe(job: Work, found: Found) -> str:
         "study": f"{job.files.name}, trial {found.number}",
         "trials": f"{found.done} finished, {found.pruned} pruned, {found.failed} failed",
         "val AUC": f"{found.val_auc:.4f}, the best of {found.done}: an optimistic figure, not a result",
-        "cost": f"{found.seconds / 3600:.2f} hours of training",
+        "cost": f"{duration(found.seconds)} of training ({found.seconds / 3600:.3g} hours)",
         "searched": "; ".join(f"{name} {option}" for name, option in job.space.items()),
     }
     head = "".join(f"# {name}: {text}\n" for name, text in facts.items())

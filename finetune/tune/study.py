@@ -110,6 +110,18 @@ def open_study(
     return study
 
 
+def begun(config: TuneConfig, files: Files) -> int:
+    """How many trials a study has, without touching anything; of one in a database, 0."""
+    path = files.journal if config.storage is None else Path(config.storage)
+    if not path.is_file():
+        return 0
+    quiet()
+    storage = JournalStorage(JournalFileBackend(str(path)))
+    if files.name not in optuna.get_all_study_names(storage):
+        return 0
+    return len(last_attempts(optuna.load_study(study_name=files.name, storage=storage)))
+
+
 def build_pruner(config: TuneConfig) -> Pruner:
     """Optuna's median pruner over val AUC by epoch, or none."""
     if config.pruner == "none":

@@ -16,10 +16,21 @@ from dogmed.config import to_yaml
 from dogmed.console import Console, Stopper
 from dogmed.errors import ConfigError, Interrupted, TrainingError
 from dogmed.finetune import build
+from dogmed.finetune.benchmark.cells import plan_of
 from dogmed.finetune.executors.base import Executor, Job
 from dogmed.finetune.tune import comparison, outcome
-from dogmed.finetune.tune.options import TuneConfig, tasks_of
-from dogmed.finetune.tune.study import is_over, last_attempts, revive, unfinished, waiting, why
+from dogmed.finetune.tune.options import TuneConfig, base_of, tasks_of
+from dogmed.finetune.tune.space import space_of
+from dogmed.finetune.tune.study import (
+    Files,
+    begun,
+    is_over,
+    last_attempts,
+    revive,
+    unfinished,
+    waiting,
+    why,
+)
 from dogmed.finetune.tune.worker import Work, open_work
 from dogmed.runs import RunFolder, write_atomic
 
@@ -49,7 +60,8 @@ def tune(config: TuneConfig, executor: Executor) -> int:
     console = Console(True)
     tasks = tasks_of(config)
     if config.dry_run:
-        print("\n".join(describe(open_work(config, task)) for task in tasks))
+        print("\n".join(describe(config, task) for task in tasks))
+        print("dry run: nothing was written")
         return 0
     code = 0
     for task in tasks:
@@ -65,15 +77,22 @@ def tune(config: TuneConfig, executor: Executor) -> int:
     return code
 
 
-def describe(job: Work) -> str:
+def describe(config: TuneConfig, task: str) -> str:
     """Tell what would be tried."""
-    left = unfinished(job.study, job.config.trials)
-    lines = [f"study     {job.files.name}, {left} of {job.config.trials} trials to do"]
-    lines += job.data.lines()
-    lines += [f"{name:<21} {option}" for name, option in job.space.items()]
-    compared = job.config.compare_seeds
-    runs = f"{2 * compared} runs compare the outcome with the usual options" if compared else "none"
-    return "\n".join([*lines, f"after it  {runs}", "dry run: nothing was trained"])
+    base = base_of(config, task)
+    data, space = plan_of(base), space_of(config.space, task, base)
+    files = Files.of(config, base, data.task.name, data.source)
+    number = begun(config, files)
+    where = "a database, not asked now" if "://" in (config.storage or "") else "a file"
+    lines = [f"study     {files.name} in {where}: {number} of {config.trials} trials begun so far"]
+    lines += data.lines()
+    lines += [f"vary      {name}: {option}" for name, option in space.items()]
+    lines.append(f"trial     {space.get('epochs', base.epochs)} epochs of {base.model}")
+    if config.compare_seeds:
+        lines.append(
+            f"after it  {2 * config.compare_seeds} runs, the outcome and the usual options"
+        )
+    return "\n".join(lines)
 
 
 def _refuse_unusable(job: Work) -> None:

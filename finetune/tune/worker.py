@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 import shutil
+import socket
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -96,6 +98,7 @@ def _objective(job: Work, attempt: optuna.Trial, claim: FileLock, stopper: Stopp
     number = int(attempt.user_attrs.get("trial", attempt.number))
     with job.files.alive(number) if has_locks(job.study) else nullcontext():
         values = {name: option.suggest(attempt, name) for name, option in job.space.items()}
+        attempt.set_user_attr("worker", f"{socket.gethostname()}:{os.getpid()}")
         claim.release()
         stopper.deferring = False  # until training begins, a signal need not be saved for
         try:
@@ -109,7 +112,8 @@ def _objective(job: Work, attempt: optuna.Trial, claim: FileLock, stopper: Stopp
             attempt.set_user_attr("reason", reason(error))
             raise
         finally:
-            stopper.deferring = True
+            if stopper.requested is None:
+                stopper.deferring = True
 
 
 def _train(

@@ -59,6 +59,11 @@ class Here:
     def close(self) -> None: ...
 
 
+@pytest.fixture(scope="session")
+def make_here() -> type[Here]:
+    return Here
+
+
 @pytest.fixture
 def here() -> Here:
     return Here()

@@ -22,7 +22,9 @@ def base() -> FinetuneConfig:
 
 
 def write(folder: Path, values: Any) -> str:
-    (folder / "space.yaml").write_text(values if isinstance(values, str) else yaml.safe_dump(values))
+    (folder / "space.yaml").write_text(
+        values if isinstance(values, str) else yaml.safe_dump(values)
+    )
     return str(folder / "space.yaml")
 
 
@@ -115,5 +117,5 @@ def test_a_wrong_space_is_told_in_one_line(
 
 def test_a_learning_rate_that_would_do_nothing_is_refused(base: FinetuneConfig) -> None:
     fixed = with_values(base, {"optim.lr": 1e-3}, "flags")
-    with pytest.raises(ConfigError, match="does nothing while --optim.lr is given"):
+    with pytest.raises(ConfigError, match="does nothing while"):
         space_of("default", "breastmnist", fixed)
