@@ -21,6 +21,8 @@ COLUMNS = (
     "note",
 )  # fmt: skip
 
+UNDONE = ("to do", "queued", "running")
+
 
 class Board:
     """Show a bar and the runs under way on a terminal; elsewhere a line when a cell begins or ends.
@@ -55,9 +57,10 @@ class Board:
         """How many cells are in which state, and the time left."""
         counts = self._counts()
         parts = [f"{counts['running']} running", f"{counts['to do']} to do"]
-        parts += [f"{counts[state]} {state}" for state in ("failed", "no weights") if counts[state]]
+        rare = ("queued", "failed", "no weights")
+        parts += [f"{counts[state]} {state}" for state in rare if counts[state]]
         left = seconds_left(self.cells, self.slots)
-        if left is not None and counts["running"] + counts["to do"]:
+        if left is not None and any(counts[state] for state in UNDONE):
             parts.append(f"left about {duration(left)}")
         return ", ".join(parts)
 
@@ -99,19 +102,21 @@ def seconds_left(cells: Iterable[Cell], slots: int) -> float | None:
     spent: Counter[str] = Counter()
     work: Counter[str] = Counter()
     rest: Counter[str] = Counter()
+    undone = 0
     for cell in cells:
         model = cell.config.model
         if cell.state == "done" and cell.seconds is not None:
             spent[model] += cell.seconds
             work[model] += cell.work
-        elif cell.state in ("to do", "running"):
+        elif cell.state in UNDONE:
+            undone += 1
             part = 1 - cell.epochs_done() / cell.config.epochs
             rest[model] += cell.work * max(part, 0.0)
     if not work:
         return None
     typical = spent.total() / work.total()
     paces = {model: spent[model] / work[model] if work[model] else typical for model in rest}
-    return sum(rest[model] * pace for model, pace in paces.items()) / slots
+    return sum(rest[model] * pace for model, pace in paces.items()) / min(slots, max(undone, 1))
 
 
 def write_results(cells: Iterable[Cell], path: Path, out: Path) -> None:

@@ -17,7 +17,7 @@ from dogmed.finetune import build
 from dogmed.finetune.config import FinetuneConfig, data_options
 from dogmed.finetune.folder import FinetuneFolder
 
-State = Literal["to do", "running", "done", "failed", "no weights"]
+State = Literal["to do", "queued", "running", "done", "failed", "no weights"]
 EVALUATION = 1 / 3  # of a training image's work: no backward pass
 
 
@@ -89,10 +89,14 @@ class Cell:
             self.state = "done"
             self.seconds = self.result["seconds"]
 
-    def start(self) -> None:
-        """Note the beginning of an attempt."""
-        self.state, self.attempts, self.began = "running", self.attempts + 1, time.monotonic()
+    def queue(self) -> None:
+        """Note an attempt that is to begin."""
+        self.state, self.attempts = "queued", self.attempts + 1
         self.whole = self.config.resume == "never" or not self.folder.last.is_file()
+
+    def begin(self) -> None:
+        """Note that it has begun."""
+        self.state, self.began = "running", time.monotonic()
 
 
 def find_cells(runs: Sequence[FinetuneConfig]) -> list[Cell]:
@@ -105,7 +109,7 @@ def find_cells(runs: Sequence[FinetuneConfig]) -> list[Cell]:
         DogmedError: the data cannot be found, two runs share a folder, or what lies in a folder was
             run with other settings or on other data.
     """
-    plans = {run.task: _plan(run) for run in {run.task: run for run in runs}.values()}
+    plans = {run.task: plan_of(run) for run in {run.task: run for run in runs}.values()}
     cells: dict[Path, Cell] = {}
     for run in runs:
         data = plans[run.task]
@@ -152,7 +156,8 @@ def check_weights(cells: Sequence[Cell]) -> dict[tuple[str, str], str]:
     return problems
 
 
-def _plan(run: FinetuneConfig) -> Plan:
+def plan_of(run: FinetuneConfig) -> Plan:
+    """The data of a run; files that are no downloads are prepared for it, unless it is a dry run."""
     options = data_options(run)
     found = plan(**options)
     local = run.data_dir is not None or found.source in ("npz", "folder")

@@ -12,14 +12,14 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from dogmed import tracking
 from dogmed.config import to_yaml
 from dogmed.console import Console, Stopper
 from dogmed.errors import Interrupted, WeightsError
 from dogmed.finetune.benchmark import board
+from dogmed.finetune.benchmark.call import tracked_call
 from dogmed.finetune.benchmark.cells import Cell, check_weights, find_cells
 from dogmed.finetune.config import FinetuneConfig
-from dogmed.finetune.executors.base import Executor, Job
+from dogmed.finetune.executors.base import BEGUN, Executor, Job
 from dogmed.runs import write_atomic
 
 ATTEMPTS = 2  # of a cell, in one sitting
@@ -59,11 +59,12 @@ def benchmark(
     results = out / "benchmark" / "results.csv"
     sitting = Sitting(cells, executor, console, out)
     done = sum(cell.state == "done" for cell in cells)
-    console.line(f"{len(cells)} cells, {done} of them done already; {executor.slots} at once")
+    at_once = min(executor.slots, max(1, sum(cell.state == "to do" for cell in cells)))
+    console.line(f"{len(cells)} cells, {done} of them done already; {at_once} at once")
     try:
         if any(cell.state == "to do" for cell in cells):
-            _set_up_store(first, out)
-            sitting.run()
+            with tracked_call(cells, out):
+                sitting.run()
     finally:
         board.write_results(cells, results, out)
     board.print_results(cells, out)
@@ -112,6 +113,7 @@ class Sitting:
                         self._fill()
                     if time.monotonic() - shown > SHOW_SECONDS:
                         shown = time.monotonic()
+                        self._note_begun()
                         self.board.refresh()
                     time.sleep(POLL_SECONDS)
             finally:
@@ -147,16 +149,26 @@ class Sitting:
         options, log = (self.folder / f"{name}.{suffix}" for suffix in ("yaml", "log"))
         write_atomic(options, to_yaml(cell.config))
         written = log.stat().st_size if log.is_file() else 0
-        cell.start()
+        cell.queue()
         self._running[name] = cell, log, written
         words = (sys.executable, "-m", "dogmed", "finetune", "--config", str(options))
         self.executor.start(Job(name, words, log))
-        self.board.event(cell, "begin" if cell.whole else "continue")
+        self._note_begun()
+
+    def _note_begun(self) -> None:
+        """Take note of the cells that no longer wait for their turn on a cluster."""
+        waiting = self.executor.waiting()
+        for name, (cell, _, _) in self._running.items():
+            if cell.state == "queued" and name not in waiting:
+                cell.begin()
+                self.board.event(cell, "begin" if cell.whole else "continue")
 
     def _collect(self, *, stopping: bool) -> None:
         """Take note of the cells that have ended."""
         for name, code in self.executor.ended().items():
             cell, log, written = self._running.pop(name)
+            if cell.state == "queued":  # it was over before anybody looked
+                cell.begin()
             wall = time.monotonic() - cell.began
             cell.look()
             if code == 0 and cell.result is not None:
@@ -196,23 +208,15 @@ def _refuse_missing(
         )
 
 
-def _set_up_store(config: FinetuneConfig, out: Path) -> None:
-    """Have the MLflow store ready before several runs come to it at once: its set-up is no race then."""
-    if config.tracking == "off":
-        return
-    uri = tracking.default_uri(out)
-    try:
-        tracking.open_store(uri, out)
-    except tracking.store_errors() as error:
-        what = "the runs go on without it, and their own files stay complete"
-        print(f"MLflow at {tracking.shown(uri)} cannot be used ({error}); {what}", file=sys.stderr)
-
-
 def _last_words(log: Path, start: int, code: int) -> str:
     """What a failed job said at the end: its error message if there is one, else its last line."""
     with log.open("rb") as file:
         file.seek(start)
-        lines = [line for line in file.read().decode(errors="replace").splitlines() if line.strip()]
+        lines = [
+            line
+            for line in file.read().decode(errors="replace").splitlines()
+            if line.strip() and not line.startswith(BEGUN)
+        ]
     told = [line for line in lines if line.startswith("dogmed: ")]
     last = (told or lines or ["it said nothing"])[-1].removeprefix("dogmed: ").strip()
     return f"{last}; exit code {code}" if code >= 0 else f"{last}; ended by signal {-code}"
