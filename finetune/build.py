@@ -67,8 +67,15 @@ def build_objective(config: FinetuneConfig, kind: str, num_classes: int) -> Obje
     )
 
 
-def build_network(config: FinetuneConfig, num_outputs: int) -> Network:
+def build_network(
+    config: FinetuneConfig, num_outputs: int, classes: Sequence[str] | None = None
+) -> Network:
     """Build the model on the CPU with its initial weights, from the seed.
+
+    Args:
+        config: options of the run.
+        num_outputs: of the classifier.
+        classes: names of the task's classes; then only a classifier of the same ones is taken along.
 
     Raises:
         ConfigError: unknown model, or one that cannot take images of this size.
@@ -80,7 +87,8 @@ def build_network(config: FinetuneConfig, num_outputs: int) -> Network:
         num_outputs,
         init=config.init,
         drop_path_rate=config.net.drop_path,
-        weights_dir=config.weights_dir and config.weights_dir.expanduser(),
+        weights_dir=config.weights_dir,
+        classes=classes,
     )
     try:
         macs = count_macs(model, config.size)

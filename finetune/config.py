@@ -98,7 +98,7 @@ class FinetuneConfig:
     model: str
     """dognext_*, convnextv2_*, resnet18, resnet50 or any timm model."""
     init: str
-    """scratch, a named pretraining (imagenet50ep, imagenet600ep), a .safetensors/.pt file, or hf-hub:ORG/NAME."""
+    """scratch, a name of dogmed weights list, timm[:TAG] for timm's own, hf-hub:ORG/NAME, a file or a run's folder."""
     size: Side
     """Image side in pixels; official tasks come at 28, 64, 128, 224."""
     upsample_from: Side | None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from dogmed import config as configuration
+from dogmed.console import count
 from dogmed.data.loader import train_steps
 from dogmed.data.progress import human
 from dogmed.distributed import find_device
@@ -25,7 +26,7 @@ def describe(config: FinetuneConfig) -> str:
     """
     data = build.plan_data(config)
     objective = build.build_objective(config, data.task.kind, data.task.num_classes)
-    network = build.build_network(config, objective.num_outputs)
+    network = build.build_network(config, objective.num_outputs, data.task.classes)
     model, parameters = network.model, count_parameters(network.model)
     train = max(1, round(data.samples["train"] * config.train_fraction))
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
@@ -51,8 +52,8 @@ def describe(config: FinetuneConfig) -> str:
             *data.lines(),
             f"model     {config.model}: {describe_cost(parameters, network.macs)} an image; "
             f"{network.loaded}",
-            f"steps     {config.epochs} epochs × {steps} steps of {batch} images = "
-            f"{config.epochs * steps:,} steps on {device}, peak lr {build.peak_lr(config):.3g}",
+            f"steps     {count(config.epochs, 'epoch')} × {count(steps, 'step')} of {batch} images = "
+            f"{count(config.epochs * steps, 'step')} on {device}, peak lr {build.peak_lr(config):.3g}",
             f"memory    {human(states)} for weights, gradients and moments, "
             f"{human(per_image * batch)} for "
             f"the activations of a batch (float32; half of it under bfloat16)",

@@ -47,7 +47,7 @@ def finetune(config: FinetuneConfig, trial: Trial | None = None) -> dict[str, An
             task = build.plan_data(config).task
             objective = build.build_objective(config, task.kind, task.num_classes)
             # the model comes before the data: a misspelt --init must not cost a download
-            network = build.build_network(config, objective.num_outputs)
+            network = build.build_network(config, objective.num_outputs, task.classes)
             prepared = build.prepare_data(config, DataConsole() if world.is_main else Quiet())
             folder = FinetuneFolder.of(config, prepared.task.name, prepared.source)
             folder = trial.folder if trial else folder

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from dogmed.config import recipes
 from dogmed.errors import ConfigError, WeightsError, nearest
 from dogmed.models.grn import with_fast_grn
 from dogmed.models.hub import fetch
-from dogmed.models.loading import Loaded, architecture, load_into
+from dogmed.models.loading import Loaded, architecture, load_into, same_classes
 from dogmed.models.weights import read_weights
 from dogmed.weights.records import (
     DataRecord,
@@ -45,6 +45,7 @@ def build_model(
     in_chans: int = 3,
     weights_dir: str | Path | None = None,
     options: Mapping[str, Any] | None = None,
+    classes: Sequence[str] | None = None,
 ) -> tuple[nn.Module, Loaded]:
     """Build a timm model, ours included, and give it its initial weights.
 
@@ -69,6 +70,8 @@ def build_model(
         weights_dir: the store of named weights; None is ``default_weights_dir()``.
         options: further arguments of the model's constructor. Where weights were trained with some
             (their record says which), the model gets the same unless others are given here.
+        classes: names of what the outputs stand for. The weights' classifier is then taken only if
+            their record names the same ones in the same order; None takes it wherever it fits.
 
     Returns:
         The model, on the CPU and in training mode, and what was loaded; its ``str()`` is one line.
@@ -91,7 +94,13 @@ def build_model(
         notes.append(f"{name} has no drop path: the rate of {drop_path_rate:g} does nothing")
     if found is None:
         return model, Loaded(init, options=options, notes=tuple(notes))
-    not_taken = load_into(model, found.state, source=found.source, trained=found.trained)
+    not_taken = load_into(
+        model,
+        found.state,
+        source=found.source,
+        trained=found.trained,
+        classifier=classes is None or same_classes(found.data, classes),
+    )
     if found.record is not None and found.record.options != options:
         notes.append(f"trained with options {found.record.options}, built with {options}")
     elif options:
@@ -102,6 +111,7 @@ def build_model(
         licence=found.licence,
         sha256=found.sha256,
         not_taken=not_taken,
+        classes=tuple(classes or ()),
         data=found.data,
         record=found.record,
         options=options,

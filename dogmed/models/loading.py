@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -26,6 +26,8 @@ class Loaded:
     """Of all tensors of the source."""
     not_taken: tuple[str, ...] = ()
     """Parameters of the classifier that were left at their initial values or left out."""
+    classes: tuple[str, ...] = ()
+    """What the model's outputs stand for, where that was said."""
     data: DataRecord | None = None
     """What the weights were trained on, where known."""
     record: WeightsRecord | None = None
@@ -41,14 +43,34 @@ class Loaded:
         if "-nc" in licence.lower():
             licence += " (non-commercial)"
         short = f", sha256 {self.sha256[:12]}" if self.sha256 else ""
-        kept = f"new classifier, not taken: {', '.join(self.not_taken)}"
-        head = kept if self.not_taken else "classifier taken too"
-        line = f"{self.init} from {self.source}, licence {licence}{short}; {head}"
+        named = "" if self.init == self.source else f"{self.init} from "
+        line = f"{named}{self.source}, licence {licence}{short}; {self._of_classifier()}"
         return "; ".join([line, *self.notes])
+
+    def _of_classifier(self) -> str:
+        if not self.not_taken:
+            same = f": the same {len(self.classes)} classes ({some(self.classes)})"
+            return "classifier taken too" + same * bool(self.classes)
+        why = ""
+        if self.classes and not same_classes(self.data, self.classes):
+            theirs = self.data.classes if self.data else ()
+            why = f" (theirs is for {some(theirs)})" if theirs else ""
+        return f"new classifier{why}, not taken: {', '.join(self.not_taken)}"
+
+
+def same_classes(data: DataRecord | None, classes: Sequence[str]) -> bool:
+    """Whether weights were trained to tell these classes, in this order; numbers are no names."""
+    named = any(not name.isdigit() for name in classes)
+    return named and data is not None and data.classes == tuple(classes)
 
 
 def load_into(
-    model: nn.Module, state: Mapping[str, Tensor], *, source: str, trained: str | None = None
+    model: nn.Module,
+    state: Mapping[str, Tensor],
+    *,
+    source: str,
+    trained: str | None = None,
+    classifier: bool = True,
 ) -> tuple[str, ...]:
     """Load ``state`` into a timm model; only the classifier may differ.
 
@@ -59,6 +81,7 @@ def load_into(
         state: tensors by name.
         source: file or repository, for the message.
         trained: name of the architecture the tensors come from, where known.
+        classifier: whether to take it; False leaves it even if it fits.
 
     Returns:
         Names in the model's classifier, or in that of ``state``, that were not taken.
@@ -69,7 +92,9 @@ def load_into(
     """
     own = model.state_dict()
     head = {n for n in (*own, *state) if n.startswith(tuple(_classifier_prefixes(model)))}
-    head_fits = all(n in own and n in state and own[n].shape == state[n].shape for n in head)
+    head_fits = classifier and all(
+        n in own and n in state and own[n].shape == state[n].shape for n in head
+    )
     not_taken = () if head_fits else tuple(sorted(head))
     missing = [n for n in own if n not in state and n not in head]
     left_over = [n for n in state if n not in own and n not in head]

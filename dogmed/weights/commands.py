@@ -142,7 +142,9 @@ def weights_show(*, name: str, json: bool, weights_dir: Path | None = None) -> i
         return 0
     rows = [("file", str(path)), ("disk", f"{path.stat().st_size / 1e6:,.1f} MB")]
     empty = [key for key, value in content.items() if value == {}]
-    rows += [(key, _readable(value)) for key, value in flatten(content).items()]
+    for key, value in flatten(content).items():
+        option = value is None and key.startswith(("training.", "options."))
+        rows.append((key, "None" if option else _readable(value)))
     table(rows + [(key, "none") for key in empty])
     return 0
 
@@ -237,6 +239,12 @@ def weights_export(
     )
     print(f"proof: timm opens it as {done.record.model}, tensors equal: {done.difference}")
     print(f"{done.path}  licence {done.record.licence or 'not stated'}")
+    if done.record.licence is None:
+        written = ", and config.json says other" * done.path.is_dir()
+        print(
+            f"nobody has said under which licence these weights may be used{written}; "
+            f"dogmed weights import {path} --licence LICENCE, with --model and --recipe, states one"
+        )
     if done.path.is_dir():
         ours = "import dogmed.models; " if done.record.model.startswith("dognext_") else ""
         print(f"open it with: {ours}timm.create_model('local-dir:{done.path}', pretrained=True)")

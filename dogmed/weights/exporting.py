@@ -22,6 +22,9 @@ from dogmed.models.weights import save_weights
 from dogmed.weights.comparing import Difference, compare
 from dogmed.weights.records import SUFFIX, WeightsRecord
 
+NO_LICENCE = "other"
+"""The hub's word for a licence that is not in its list: nobody has said under which."""
+
 # Options of DoGNeXt that a folded network does not have any more.
 _FOLDED_AWAY = (
     "order",
@@ -180,12 +183,13 @@ def _write(
     """Write everything into ``folder``."""
     state = network.state_dict()
     if format == "timm":
-        data, details = record.data, {"license": record.licence, "tag": record.recipe}
+        data = record.data
         timm.models.save_for_hf(
             network,
             str(folder),
             model_config={
-                "pretrained_cfg": {k: v for k, v in details.items() if v is not None},
+                # timm would leave the licence of the architecture's own weights
+                "pretrained_cfg": {"license": record.licence or NO_LICENCE, "tag": record.recipe},
                 "label_names": list(data.classes) or None,
             },
             model_args=record.options,

@@ -137,6 +137,34 @@ def test_named_weights(store: Path) -> None:
     assert loaded.record is not None and loaded.record.sha256 == loaded.sha256
 
 
+@pytest.mark.parametrize(
+    ("theirs", "ours", "said"),
+    [
+        (("cat", "dog"), ("cat", "dog"), "classifier taken too: the same 2 classes (cat, dog)"),
+        (("cat", "dog"), ("dog", "cat"), "new classifier (theirs is for cat, dog), not taken: "),
+        (("cat", "dog"), ("eel", "yak"), "new classifier (theirs is for cat, dog), not taken: "),
+        (("0", "1"), ("0", "1"), "new classifier (theirs is for 0, 1), not taken: head.fc.bias"),
+        ((), ("cat", "dog"), "new classifier, not taken: head.fc.bias, head.fc.weight"),
+        (("cat", "dog"), None, "classifier taken too"),
+    ],
+)
+def test_only_a_classifier_of_the_same_classes_is_taken(
+    tmp_path: Path, theirs: tuple[str, ...], ours: tuple[str, ...] | None, said: str
+) -> None:
+    trained = timm.create_model("dognext_test", num_classes=2)
+    data = dataclasses.replace(RECORD.data, classes=theirs)
+    record = dataclasses.replace(RECORD, num_classes=2, data=data)
+    path = tmp_path / "dognext_test.imagenet50ep.safetensors"
+    save_weights(path, trained.state_dict(), record)
+    model, loaded = build_model(
+        "dognext_test", 2, init="imagenet50ep", weights_dir=tmp_path, classes=ours
+    )
+    _assert_trunk_equal(model, trained.state_dict())
+    taken = torch.equal(model.head.fc.weight, trained.head.fc.weight)
+    assert taken == (loaded.not_taken == ()) == said.startswith("classifier taken")
+    assert said in str(loaded)
+
+
 def test_the_same_seed_gives_the_same_classifier_with_and_without_weights(store: Path) -> None:
     torch.manual_seed(3)
     scratch, _ = build_model("dognext_test", 3)

@@ -423,6 +423,9 @@ def test_loaded_in_one_line() -> None:
         "head.fc.weight; a note"
     )
     assert str(Loaded("scratch")) == "from scratch"
+    assert str(Loaded("a/best.pt", source="a/best.pt")) == (
+        "a/best.pt, licence not stated; classifier taken too"
+    )
 
 
 # ---- the data behind weights --------------------------------------------------------------------

@@ -29,7 +29,7 @@ RECORD = WeightsRecord(
     score={"val_acc1": 0.7059, "val_acc5": 0.8976},
     data=DataRecord("imagenet-1k", 224, None, "bicubic", (0.5,) * 3, (0.2,) * 3, None),
     licence="Apache-2.0",
-    training={"optim": {"lr_base": 2e-4}},
+    training={"optim": {"lr_base": 2e-4, "lr": None}},
 )
 
 
@@ -96,6 +96,7 @@ def test_show(
     lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
     assert lines["score.val_acc5"] == "0.8976"
     assert lines["training.optim.lr_base"] == "0.0002"
+    assert lines["training.optim.lr"] == "None"  # as the flag takes it: an option is stated
     assert lines["data.mean"] == "0.5 0.5 0.5"
     assert lines["seed"] == lines["data.licence"] == "not stated"
     assert {key.partition(".")[0] for key in lines} == {*content, "file", "disk"}

@@ -84,6 +84,19 @@ def test_a_folder_that_timm_opens(
     assert verify(out / "model.safetensors").recipe == "mine"
 
 
+def test_weights_without_a_licence_do_not_get_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    put(tmp_path, licence=None)
+    out = tmp_path / "out"
+    assert run(tmp_path, "mine", "--out", out) == 0
+    assert "nobody has said under which licence" in capsys.readouterr().out
+    assert json.loads((out / "config.json").read_text())["pretrained_cfg"]["license"] == "other"
+    assert "apache" not in (out / "config.json").read_text()
+    record = read_record(out / "model.safetensors")
+    assert record is not None and record.licence is None
+
+
 @pytest.mark.parametrize("format", ["safetensors", "pt"])
 def test_a_file_with_timms_names(tmp_path: Path, format: str) -> None:
     state = put(tmp_path)
