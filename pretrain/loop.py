@@ -306,7 +306,7 @@ class Loop:
         loss, first, fifth, count = self.world.sum(sums).tolist()
         if not count or not math.isfinite(loss):
             raise TrainingError(
-                f"the model's outputs on val are not finite after {self.progress.epoch + 1} epochs; last "
+                f"the model's outputs on val are not finite after epoch {self.progress.epoch + 1}; last "
                 f"good checkpoint: {self.saved}. Lower --optim.lr-base"
                 if count
                 else "val has no readable image"

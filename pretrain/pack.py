@@ -31,6 +31,7 @@ from dogmed.data.progress import Console, human
 from dogmed.data.request import default_cache_dir
 from dogmed.data.writer import free_space, locked, read_json, write_json
 from dogmed.errors import DataError, Interrupted
+from dogmed.pretrain.class_folders import FolderSource
 from dogmed.pretrain.images import ImageError, ImageSet, load_rgb, open_image, open_splits
 from dogmed.pretrain.names import Names, shuffled
 
@@ -84,7 +85,7 @@ def pack(
     progress = Console()
     cache_dir = default_cache_dir() if cache_dir is None else cache_dir
     splits = open_splits(data, cache_dir=cache_dir, progress=progress)
-    out = out.expanduser()
+    _refuse_inside(out, splits)
     settings = {"short_side": short_side, "quality": quality, "shard_mb": shard_mb}
     state: dict[str, Any] = {
         "settings": settings,
@@ -190,6 +191,17 @@ def _pack_split(
             write_json(out / _STATE, state)
             size = human((out / name).stat().st_size)
             tqdm.write(f"{name}: {samples:,} images, {size} ({position:,} of {len(order):,} done)")
+
+
+def _refuse_inside(out: Path, splits: tuple[ImageSet, ImageSet]) -> None:
+    """Keep the shards out of the class folders: they would be taken for a class, or its images."""
+    for images in splits:
+        source, place = images.source, out.resolve()
+        if isinstance(source, FolderSource) and source.folder.resolve() in (place, *place.parents):
+            raise DataError(
+                f"--out {out} lies in {source.folder}, among the images of {images.split}: give a "
+                "folder elsewhere"
+            )
 
 
 def _open_out(out: Path, fresh: dict[str, Any]) -> dict[str, Any] | None:

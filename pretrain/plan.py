@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from dogmed import config as configuration
+from dogmed.console import count, duration
 from dogmed.data.progress import human
 from dogmed.distributed import World, find_device, keep_freed_memory
 from dogmed.models.cost import activation_bytes, count_parameters, describe_cost
@@ -39,7 +40,7 @@ class Trial:
 
 
 def describe(config: PretrainConfig, images: tuple[ImageSet, ImageSet]) -> str:
-    """Tell data, model, steps, hours, memory, folder and weights of a run, one fact a line.
+    """Tell data, model, steps, time, memory, folder and weights of a run, one fact a line.
 
     One process does some steps as it would in the run, on real images: its share of a batch.
 
@@ -52,8 +53,13 @@ def describe(config: PretrainConfig, images: tuple[ImageSet, ImageSet]) -> str:
     model, parameters = network.model, count_parameters(network.model)
     steps = len(train) // config.batch_size
     folder = PretrainFolder.of(config)
+    state = "begins"
     if config.resume == "auto":
         folder.refuse_other_settings(configuration.to_dict(config))
+        if folder.done() is not None:
+            state = "is finished already"
+        elif folder.last.is_file():
+            state = "would be continued"
     store = Store.of(config, folder)
     store.refuse_other(begin=config.resume == "never")
     share = -(-config.batch_size // processes)
@@ -76,17 +82,17 @@ def describe(config: PretrainConfig, images: tuple[ImageSet, ImageSet]) -> str:
             f"{len(train):,} training{drawn} and {len(val):,} val images",
             f"model     {config.model}: {describe_cost(parameters, network.macs)} an image",
             *(f"          {note}" for note in network.notes),
-            f"steps     {config.epochs} epochs × {steps:,} steps of {config.batch_size:,} images = "
-            f"{total:,} steps on {processes} × {device}, "
+            f"steps     {count(config.epochs, 'epoch')} × {count(steps, 'step')} of "
+            f"{config.batch_size:,} images = {count(total, 'step')} on {processes} × {device}, "
             f"{-(-share // at_once)} micro-batches of up to {at_once} a device; "
             f"peak lr {build.peak_lr(config):.3g}",
             f"memory    {human(states)} for weights, gradients and moments, {human(activations)} for "
             "the activations of a micro-batch (float32; half of it under bfloat16); "
             f"peak in the trial: {seen}",
-            f"time      {total * trial.seconds / 3600:,.2f} hours for the steps, validation not counted: "
-            f"{trial.steps} steps took {trial.seconds:.3g} s each, "
+            f"time      {duration(total * trial.seconds)} for all steps, validation not counted: "
+            f"{count(trial.steps, 'step')} took {trial.seconds:.3g} s each, "
             f"{config.batch_size / trial.seconds:,.0f} img/s, waiting for data {trial.data_wait:.0%}",
-            f"run       {folder.root}",
+            f"run       {folder.root} {state}",
             f"weights   {store.path}",
             "dry run: nothing was written"
             + (

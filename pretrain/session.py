@@ -9,7 +9,7 @@ import torch
 
 from dogmed import checkpoint, optim, tracking
 from dogmed import config as configuration
-from dogmed.console import Console, Stopper
+from dogmed.console import Console, Stopper, count
 from dogmed.distributed import World
 from dogmed.errors import ConfigError, DogmedError, WeightsError
 from dogmed.models.cost import count_parameters, describe_cost
@@ -147,11 +147,11 @@ class Session:
         devices = f"{self.world.size} × " if self.world.size > 1 else ""
         workers = build.count_workers(config.loader.workers)
         lines = {
-            "recipe": f"{config.recipe}: {config.epochs} epochs of {len(self.batches['train']):,} steps "
-            f"of {config.batch_size} images",
+            "recipe": f"{config.recipe}: {count(config.epochs, 'epoch')} of "
+            f"{count(len(self.batches['train']), 'step')} of {config.batch_size} images",
             "data": f"{config.data} ({train.kind}): {len(train.classes)} classes; "
             f"train {len(train):,}, val {len(val):,}; {config.size} px, "
-            f"decoded {config.loader.decode} by {workers} worker{'s' * (workers != 1)}",
+            f"decoded {config.loader.decode} by {count(workers, 'worker')}",
             "model": "; ".join(
                 [
                     f"{config.model}, "
@@ -188,9 +188,8 @@ class Session:
             self.folder.write_rows(progress.rows)
             if progress.step == 0 and progress.best_epoch == progress.epoch > 0:
                 self._save_best()  # in case the process died between the two files
-        within = f" and {progress.step} steps" if progress.step else ""
-        epochs = f"{progress.epoch} epoch{'s' * (progress.epoch != 1)}"
-        self.console.line(f"continuing after {epochs}{within}")
+        within = f" and {count(progress.step, 'step')}" if progress.step else ""
+        self.console.line(f"continuing after {count(progress.epoch, 'epoch')}{within}")
 
     def _track(self, *, continued: bool) -> tracking.Run | tracking.NoRun:
         config = self.config

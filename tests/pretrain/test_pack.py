@@ -191,6 +191,14 @@ def test_timm_reads_a_pack(run: Pack, tmp_path: Path) -> None:
         assert sorted(seen) == sorted(expected)
 
 
+def test_shards_do_not_go_among_the_images(noisy: Path, run: Pack, tmp_path: Path) -> None:
+    for inside in (noisy / "train", noisy / "val" / "n01" / "packed"):
+        before = sorted(noisy.rglob("*"))
+        with pytest.raises(DataError, match=r"--out .* lies in .*, among the images of"):
+            run(out=inside)
+        assert sorted(noisy.rglob("*")) == before
+
+
 def test_encoding() -> None:
     stream = io.BytesIO()
     Image.new("L", (30, 500)).save(stream, "PNG")

@@ -19,6 +19,7 @@ from dogmed.models import build_model
 from dogmed.models.weights import verify
 from dogmed.pretrain import command as commands
 from dogmed.pretrain.config import PretrainConfig
+from dogmed.pretrain.run import pretrain
 from dogmed.weights.records import read_record
 
 RunTiny = Callable[..., dict[str, Any]]
@@ -100,9 +101,15 @@ def test_what_a_run_leaves_behind(run_tiny: RunTiny, tmp_path: Path) -> None:
 
 
 def test_a_finished_run_is_left_alone_and_its_weights_are_put_back(
-    run_tiny: RunTiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run_tiny: RunTiny,
+    make_config: MakeConfig,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     first = run_tiny(epochs=1)
+    assert "imagenet50ep: 1 epoch of 5 steps of 8 images" in capsys.readouterr().out
+    assert pretrain(make_config(epochs=1, dry_run=True)) is None
+    assert "seed0 is finished already" in capsys.readouterr().out
     shutil.rmtree(tmp_path / "weights")
     assert run_tiny(epochs=1) == first
     assert "already finished" in capsys.readouterr().out
@@ -160,15 +167,14 @@ def test_other_models_train_with_plain_scale_augmentation(run_tiny: RunTiny) -> 
 def test_a_dry_run_tries_steps_and_writes_nothing(
     make_config: MakeConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from dogmed.pretrain.run import pretrain
-
     assert pretrain(make_config("imagenet50ep-hybrid", dry_run=True, subset__per_class=9)) is None
     printed = capsys.readouterr().out
     for part in (
         "4 classes, 36 training (drawn by seed 0) and 12 val images",
         "2 epochs × 4 steps of 8 images = 8 steps",
         "2 steps took",
-        "hours",
+        " s for all steps, validation not counted",
+        "/seed0 begins",
         "parameters",
         "peak in the trial",
         "dognext_test.imagenet50ep-hybrid.safetensors",
