@@ -231,7 +231,8 @@ def to_svg(figure: Figure, name: str, colours: Mapping[str, str]) -> str:
     for identity in sorted(referred):
         text = re.sub(rf'(id="|"#|url\(#){identity}(?=["\)])', rf"\g<1>{name}-{identity}", text)
     text = re.sub(r"font: (?:[a-z0-9]+ )*?([\d.]+)px [^;\"]*", r"font-size: \1px", text)
-    text = re.sub(r"(\d\.\d\d)\d+", r"\1", text)
+    shorter = re.compile(r"(\d\.\d\d)\d+")  # of coordinates; what is written stays as it is
+    text = re.sub(r"<[^>]*>", lambda tag: shorter.sub(r"\1", tag[0]), text)
     for colour, value in colours.items():
         text = text.replace(colour, value)
     return re.sub(r">\s+<", "><", text)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 from sklearn import metrics as sk
 
@@ -145,3 +147,35 @@ def test_the_same_numbers_are_the_same_bytes(tmp_path):
 def test_no_screen_and_no_global_state_is_needed():
     code = "import sys, dogmed.plots; assert 'matplotlib.pyplot' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("kind", ["binary", "multi-class"])
+def test_a_reliability_diagram_has_the_calibration_error_of_the_score(kind: str) -> None:
+    rng = np.random.default_rng(0)
+    p = rng.dirichlet(np.ones(2 if kind == "binary" else 5), 300)
+    y = rng.integers(p.shape[1], size=300)
+    confidence, right, count = plots.reliability(kind, y, p)
+    assert count.sum() == 300 and (count > 0).all()
+    error = (count * np.abs(right - confidence)).sum() / 300
+    assert error == pytest.approx(score(kind, y, p)["ece"], abs=1e-12)
+
+
+def test_risk_and_coverage_end_at_the_error_of_all_and_spread_ties() -> None:
+    p = np.array([[0.9, 0.1], [0.8, 0.2], [0.8, 0.2], [0.4, 0.6]])
+    coverage, error = plots.risk_coverage("binary", [0, 1, 0, 0], p)
+    assert coverage.tolist() == [0.25, 0.5, 0.75, 1.0]
+    assert error == pytest.approx(
+        [0, 0.25, 1 / 3, 0.5]
+    )  # of the two at 0.8 one is wrong, whichever comes first
+
+
+def test_an_svg_stands_by_itself_and_keeps_what_is_written() -> None:
+    figure = Figure()
+    figure.subplots().plot([0, 1], [0, 1.23456], color="#000001", marker="o", label="1.23456")
+    figure.axes[0].set_title("1.23456")
+    drawn = [plots.to_svg(figure, name, {"#000001": "var(--c0)"}) for name in ("a", "a", "b")]
+    assert drawn[0] == drawn[1] and ">1.23456<" in drawn[0]
+    assert "var(--c0)" in drawn[0] and "#000001" not in drawn[0] and "http" not in drawn[0]
+    identities = [set(re.findall(r' id="([^"]*)"', svg)) for svg in drawn[1:]]
+    assert identities[0] and not identities[0] & identities[1]
+    assert set(re.findall(r'href="#([^"]*)"', drawn[0])) <= identities[0]

@@ -198,6 +198,15 @@ def _headlines(analysis: Analysis) -> list[tuple[str, str]]:
             )
         data = "SYNTHETIC data: " if synthetic else ""
         found.append((f"{data}{pair}, ACC: {told} ({_many(total, 'comparison')})", verdict))
+    for over in analysis.over_tasks:
+        data = "SYNTHETIC data: " if over.where[0] else ""
+        for (a, b), test in over.wilcoxon.items():
+            if over.metric != "acc":
+                continue
+            verdict, pair = over.verdict(a, b), tables.versus(a, b)
+            told = f"{verdict} over {test.tasks + test.ties} tasks taken together"
+            p = f"Wilcoxon, p {over.adjusted[a, b]:.2g}"
+            found.append((f"{data}{pair.text} ({pair.sub}), ACC: {told} ({p})", verdict))
     return found
 
 

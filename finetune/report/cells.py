@@ -51,6 +51,8 @@ class Table:
     columns: list[Cell]
     rows: list[Row] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    sources: list[str] = field(default_factory=list)
+    """Of the published rows."""
     reach: float = 0.0
     """Half the width of the forest's axis, where there is one."""
 

@@ -228,6 +228,9 @@ def ranks(of: OverTasks, name: str) -> Picture | None:
 
 
 def _short(setup: Setup) -> str:
+    """One line where it fits beside the diagram, else two."""
+    if len(setup.name) <= 32:
+        return setup.name
     return "\n".join([setup.model, setup.name.removeprefix(f"{setup.model}, ")])
 
 

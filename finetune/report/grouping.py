@@ -15,7 +15,7 @@ from dogmed.data.tasks import official_tasks
 from dogmed.finetune.report.reading import Run
 
 
-@dataclass(frozen=True, order=True)
+@dataclass(frozen=True)
 class Setup:
     """What is compared: a row of the tables."""
 
@@ -26,6 +26,22 @@ class Setup:
     label: str
     variant: str
     fraction: float
+
+    def __lt__(self, other: Setup) -> bool:
+        return self._place < other._place
+
+    @property
+    def _place(self) -> tuple[bool, float, str, bool, str, str, str]:
+        """All of train before shares of it, scratch before pretrained, ours before theirs."""
+        return (
+            self.theirs,
+            -self.fraction,
+            self.model,
+            self.pretrained,
+            self.init,
+            self.label,
+            self.variant,
+        )
 
     @property
     def options(self) -> str:
@@ -75,6 +91,17 @@ class TestSet:
     @property
     def official(self) -> bool:
         return self.source in ("official", "variant") and self.task in official_tasks()
+
+    @property
+    def short(self) -> str:
+        """The task's name as tables have it: Path, OCT, OrganA."""
+        if not (self.official or self.synthetic):
+            return self.task
+        word = self.task.removesuffix("mnist")
+        if word == "oct":
+            return "OCT"
+        organ = word.removeprefix("organ")
+        return f"Organ{organ.upper()}" if organ != word else word.capitalize()
 
     @property
     def pixels(self) -> str:

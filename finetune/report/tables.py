@@ -35,7 +35,7 @@ SHADE_AT = 0.05  # a difference that has the full colour
 
 def heading(where: TestSet) -> Cell:
     """A column's header: the task, and below it the pixels and whatever is not usual."""
-    return Cell(where.task, where.name.removeprefix(f"{where.task}, "))
+    return Cell(where.short, where.name.removeprefix(f"{where.task}, "))
 
 
 def winners(sets: Sequence[TestSet], found: Analysis, metric: str) -> Table:
@@ -118,7 +118,7 @@ def scores(sets: Sequence[TestSet], found: Analysis, metric: str) -> Table:
             "Published rows are as printed, each with the pixels it was trained on and what its epochs were "
             "selected on; they are not re-run here, and a difference to them mixes model, recipe and selection."
         )
-        table.notes += _sources(sets, metric)
+        table.sources = _sources(sets, metric)
     return table
 
 
@@ -194,14 +194,22 @@ def trivial(sets: Sequence[TestSet], found: Analysis) -> Table:
             else:
                 cells.append(Cell("·"))
         table.rows.append(Row(text(setup.name), cells))
-    base = []
-    for one in sets:
-        run = next((g.runs[0] for g in one.groups if "trivial_test_acc" in g.runs[0].result), None)
-        base.append(Cell(percent(run.result["trivial_test_acc"]) if run else "·"))
+    base = [Cell(percent(_trivial_acc(one, found, known))) for one in sets]
     table.rows.append(Row(text("the trivial answer itself, ACC %"), base, "reference"))
     table.notes = ["▲ better than the trivial answer, ≈ noise: no better than it as far as one can tell; "
                    "Holm over all cells of this table."]  # fmt: skip
     return table
+
+
+def _trivial_acc(
+    where: TestSet, found: Analysis, known: dict[tuple[str, Setup], Comparison]
+) -> float | None:
+    for group in where.groups:
+        if c := known.get((where.name, group.setup)):
+            return found.of(where, group.setup)["acc"].value - c.difference.value
+        if "trivial_test_acc" in group.runs[0].result:
+            return float(group.runs[0].result["trivial_test_acc"])
+    return None
 
 
 def comparisons(found: Analysis, question: str, metric: str) -> Table:
@@ -236,6 +244,11 @@ def comparisons(found: Analysis, question: str, metric: str) -> Table:
         f"variance of the seeds added where there are several. Holm over the {size} comparisons of this table "
         "(synthetic data apart)."
     ]
+    if any(c.difference.covers == "test images" for c in chosen):
+        table.notes.append(
+            "One seed each: the interval knows the luck of the test images and nothing of the seed's, so "
+            "that even better or worse may be luck."
+        )
     if with_mcnemar:
         table.notes.append(
             "McNemar: images that the first alone : the second alone has right and its p-value, of the first "
@@ -254,11 +267,7 @@ def _mcnemar(c: Comparison) -> Cell:
 
 def _luck(c: Comparison) -> str:
     covers = c.difference.covers
-    return (
-        "one seed each: the luck of the seed is not in the interval"
-        if covers == "test images"
-        else ""
-    )
+    return "one seed each" if covers == "test images" else ""
 
 
 def over_tasks(of: OverTasks) -> Table:

@@ -175,7 +175,8 @@ def _md_table(table: Table) -> list[str]:
         lines.append(
             "| " + " | ".join([name + under, *(_md(cell.plain) for cell in row.cells)]) + " |"
         )
-    return [*lines, *(f"\n{_md(note)}" for note in table.notes)]
+    sources = ["", *(f"- {_md(source)}" for source in table.sources)] if table.sources else []
+    return [*lines, *(f"\n{_md(note)}" for note in table.notes), *sources]
 
 
 def _numeric(table: Table, column: int) -> bool:
@@ -202,7 +203,7 @@ def _tex_table(table: Table) -> str:
             "\\bottomrule", "\\end{tabular}"]  # fmt: skip
     if len(table.columns) > WIDE:
         body = ["\\resizebox{\\linewidth}{!}{%", *body, "}"]
-    notes = " ".join(map(tex, table.notes))
+    notes = " ".join(map(tex, [*table.notes, *(f"{source}." for source in table.sources)]))
     top = ["", f"% {table.key}", "\\begin{table}[htbp]", "\\centering\\footnotesize"]
     caption = f"\\caption{{{tex(table.title)}. {notes}}}"
     return "\n".join([*top, caption, *body, "\\end{table}", "\\clearpage"])
