@@ -21,7 +21,7 @@ def parse(*argv: str) -> BenchmarkConfig:
 
 
 def test_it_has_the_flags_of_finetune_and_these() -> None:
-    more = ["--seeds", "--all", "--skip-missing"]
+    more = ["--seeds", "--all", "--skip-missing", "--tuned"]
     shared = [*config.flags(FinetuneConfig), *config.flags(ExecutorConfig)]
     assert config.flags(BenchmarkConfig) == [*shared, *more]
 
