@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from dataclasses import asdict, replace
 from typing import Any
 
 from dogmed import config as configuration
@@ -26,20 +25,14 @@ USUAL = "default"  # label of the runs with the usual options
 FEW = 5  # seeds below which an interval over them says little
 
 
-@dataclass(frozen=True)
-class Compared:
-    """A comparison in words, and in the file."""
-
-    verdict: str
-    file: Path
-    code: int
-
-
-def compare(job: Work, found: Found, executor: Executor, console: Console) -> Compared:
+def compare(job: Work, found: Found, executor: Executor, console: Console) -> str:
     """Train with the usual and with the tuned options, equally long, on the same seeds.
 
     The runs are cells like those of a benchmark: those that are done are kept. What is written to
     ``<out>/tuned/<task>.json`` is the difference of test scores, seed by seed.
+
+    Returns:
+        The verdict, in words.
 
     Raises:
         TrainingError: a run has failed twice.
@@ -73,8 +66,9 @@ def compare(job: Work, found: Found, executor: Executor, console: Console) -> Co
         **report,
     }
     file = found.recipe.with_suffix(".json")
-    write_atomic(file, json.dumps(report, indent=2) + "\n")
-    return Compared(report["verdict"], file, 0)
+    for path in (file, job.files.comparison):
+        write_atomic(path, json.dumps(report, indent=2) + "\n")
+    return str(report["verdict"])
 
 
 def pairs(job: Work, found: Found) -> list[FinetuneConfig]:

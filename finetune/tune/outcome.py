@@ -44,7 +44,7 @@ class Found:
 
 
 def write(job: Work) -> Found:
-    """Write ``<out>/tuned/<task>.yaml``, and ``trials.csv`` and ``plots.html`` in the study's folder.
+    """Write ``<out>/tuned/<task>.yaml``, and it, ``trials.csv`` and ``plots.html`` in the study's folder.
 
     Raises:
         TrainingError: no trial was finished.
@@ -72,7 +72,8 @@ def write(job: Work) -> Found:
         table=table,
         plots=draw(job.study, job.files.root / "plots.html"),
     )
-    write_atomic(found.recipe, _recipe(job, found))
+    for file in (found.recipe, job.files.recipe):
+        write_atomic(file, _recipe(job, found))
     return found
 
 

@@ -9,6 +9,7 @@ choice of each follow from the seed and from the trials before it alone.
 from __future__ import annotations
 
 import logging
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -58,6 +59,16 @@ class Files:
     @property
     def journal(self) -> Path:
         return self.root / "journal.log"
+
+    @property
+    def recipe(self) -> Path:
+        """What the study has found, as in ``<out>/tuned`` until another study of the task ends."""
+        return self.root / "tuned.yaml"
+
+    @property
+    def comparison(self) -> Path:
+        """What it is worth on test."""
+        return self.root / "tuned.json"
 
     @property
     def lock(self) -> FileLock:
@@ -224,9 +235,10 @@ def told(what: str) -> Iterator[None]:
 
     try:
         yield
-    except ModuleNotFoundError as error:
+    except ImportError as error:
         raise ConfigError(
-            f"--storage {what}: {error.name} is not installed; pip install 'dogmed[postgresql]'"
+            f"--storage {what}: its driver is not installed; for PostgreSQL: "
+            "pip install 'dogmed[postgresql]'"
         ) from error
     except (ArgumentError, NoSuchModuleError) as error:
         raise ConfigError(f"--storage {what}: no database URL ({reason(error)})") from error
@@ -241,9 +253,11 @@ def _open_storage(config: TuneConfig, files: Files) -> BaseStorage:
         with told(str(path)):
             path.parent.mkdir(parents=True, exist_ok=True)
             return JournalStorage(JournalFileBackend(str(path)))
+    # SQLAlchemy 2.1 takes the bare name for another driver than the extra's
+    url = re.sub("^postgres(ql)?://", "postgresql+psycopg2://", place)
     with told(shown(place)):
         return RDBStorage(
-            place, heartbeat_interval=config.heartbeat, grace_period=2 * config.heartbeat
+            url, heartbeat_interval=config.heartbeat, grace_period=2 * config.heartbeat
         )
 
 

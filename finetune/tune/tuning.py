@@ -10,7 +10,6 @@ from pathlib import Path
 
 from optuna.trial import FrozenTrial, TrialState
 
-from dogmed import config as configuration
 from dogmed import tracking
 from dogmed.config import to_yaml
 from dogmed.console import Console, Stopper
@@ -20,7 +19,7 @@ from dogmed.finetune.benchmark.cells import plan_of
 from dogmed.finetune.executors.base import Executor, Job
 from dogmed.finetune.tune import comparison, outcome
 from dogmed.finetune.tune.options import TuneConfig, base_of, tasks_of
-from dogmed.finetune.tune.space import space_of
+from dogmed.finetune.tune.space import space_of, with_values
 from dogmed.finetune.tune.study import (
     Files,
     begun,
@@ -63,12 +62,12 @@ def tune(config: TuneConfig, executor: Executor) -> int:
         print("\n".join(describe(config, task) for task in tasks))
         print("dry run: nothing was written")
         return 0
+    for task in tasks:
+        _refuse_unusable(config, task)
     code = 0
     for task in tasks:
-        job = open_work(config, task)
-        _refuse_unusable(job)
         try:
-            code |= _tune_one(job, executor, console)
+            _tune_one(open_work(config, task), executor, console)
         except TrainingError as error:
             if len(tasks) == 1:
                 raise
@@ -95,42 +94,38 @@ def describe(config: TuneConfig, task: str) -> str:
     return "\n".join(lines)
 
 
-def _refuse_unusable(job: Work) -> None:
-    """Build the model with the outermost values, for what it refuses."""
-    config = job.base
-    values = {name: option.ends()[-1] for name, option in job.space.items()}
-    built = configuration.merge(configuration.to_dict(config), values)
-    config = configuration.build(type(config), built, where=f"--space {job.config.space}")
-    objective = build.build_objective(config, job.data.task.kind, job.data.task.num_classes)
-    build.build_network(config, objective.num_outputs)
+def _refuse_unusable(config: TuneConfig, task: str) -> None:
+    """Build the model, with the outermost values of the space, for what it refuses."""
+    base = base_of(config, task)
+    facts = plan_of(base).task
+    space = space_of(config.space, task, base)
+    outermost = {name: option.ends()[-1] for name, option in space.items()}
+    run = with_values(base, outermost, f"--space {config.space}")
+    objective = build.build_objective(run, facts.kind, facts.num_classes)
+    build.build_network(run, objective.num_outputs, facts.classes)
 
 
-def _tune_one(job: Work, executor: Executor, console: Console) -> int:
-    out = job.base.out.expanduser()
+def _tune_one(job: Work, executor: Executor, console: Console) -> None:
     tracked = _track(job)
-    status = "KILLED"
+    status = "FAILED"
     try:
         Search(job, executor, console).run()
         found = outcome.write(job)
         for line in outcome.told(job, found):
             console.line(line)
         tracked.log_metrics({"val_auc": found.val_auc}, step=job.config.trials)
-        for path in (found.recipe, found.table, found.plots):
+        for path in (job.files.recipe, found.table, found.plots):
             if path is not None:
                 tracked.log_artifact(path)
-        code = 0
         if job.config.compare_seeds:
-            compared = comparison.compare(job, found, executor, console)
-            console.line(compared.verdict)
-            tracked.log_artifact(out / "tuned" / compared.file.name)
-            code = compared.code
+            console.line(comparison.compare(job, found, executor, console))
+            tracked.log_artifact(job.files.comparison)
         status = "FINISHED"
-    except TrainingError:
-        status = "FAILED"
+    except KeyboardInterrupt:
+        status = "KILLED"
         raise
     finally:
         tracked.end(status)
-    return code
 
 
 def _track(job: Work) -> tracking.Run | tracking.NoRun:

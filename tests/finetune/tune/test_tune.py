@@ -27,6 +27,7 @@ from dogmed.errors import ConfigError, Interrupted, TrainingError
 from dogmed.finetune.benchmark.matrix import BenchmarkConfig, combine
 from dogmed.finetune.config import FinetuneConfig
 from dogmed.finetune.executors.local import Local
+from dogmed.finetune.executors.options import ExecutorConfig
 from dogmed.finetune.tune.comparison import verdict
 from dogmed.finetune.tune.options import TuneConfig
 from dogmed.finetune.tune.recipe import take_tuned
@@ -315,8 +316,8 @@ def test_two_workers_on_one_study_outlive_the_death_of_one(
         while not killed:
             for number, attempt in last_attempts(job.study).items():
                 metrics = job.files.trial(number).metrics
-                begun = metrics.is_file() and metrics.read_text()
-                if begun and attempt.state == TrialState.RUNNING:
+                saved = metrics.is_file() and metrics.read_bytes().count(b"\n") > 1
+                if saved and attempt.state == TrialState.RUNNING:
                     os.kill(int(attempt.user_attrs["worker"].partition(":")[2]), signal.SIGKILL)
                     killed.append(number)
                     return
@@ -404,3 +405,12 @@ def test_tuned_names_the_tasks_without_a_recipe(make_tuning: Make, tmp_path: Pat
         take_tuned(runs, skip_missing=False)
     taken = take_tuned(runs, skip_missing=True)
     assert {(run.task, run.batch_size) for run in taken} == {("breastmnist", 16)}
+
+
+def test_tune_takes_the_options_of_finetune_and_its_own() -> None:
+    shared = [*config.flags(FinetuneConfig), *config.flags(ExecutorConfig)]
+    more = [
+        "--all", "--trials", "--space", "--storage", "--heartbeat", "--study", "--pruner",
+        "--prune-after-trials", "--prune-after-epochs", "--sampler-seed", "--compare-seeds", "--worker",
+    ]  # fmt: skip
+    assert config.flags(TuneConfig) == [*shared, *more]
