@@ -71,6 +71,12 @@ COMMANDS = {
         "dogmed.ui:UiConfig",
         "dogmed.ui:serve",
     ),
+    "sync": Command(
+        "log to MLflow what it lacks of the runs, from their folders",
+        "dogmed.sync:SyncConfig",
+        "dogmed.sync:sync",
+        words="folders",
+    ),
     "data list": Command(
         "list the tasks, their licences and what is on this machine",
         "dogmed.data.commands:ListConfig",

@@ -25,8 +25,10 @@ from dogmed.errors import DataError, DogmedError
 from dogmed.tracking import (
     ENVIRONMENT,
     default_uri,
+    find_comparison,
     is_server,
     open_store,
+    share_comparison,
     shown,
     store_errors,
 )
@@ -47,10 +49,9 @@ class UiConfig:
     """Port to listen on; a free one is taken when it is busy."""
 
 
-def comparison_url(server: str, experiment_id: str) -> str:
-    """Address of the page that compares an experiment's runs by their charts."""
-    page = "runs?workflowType=machine_learning&compareRunsMode=CHART"
-    return f"{server.rstrip('/')}/#/experiments/{experiment_id}/{page}"
+def comparison_url(server: str, experiment_id: str, query: str) -> str:
+    """Address of the page that compares an experiment's runs, as ``share_comparison`` left it."""
+    return f"{server.rstrip('/')}/#/experiments/{experiment_id}/runs?{query}"
 
 
 def serve(out: Path, *, host: str = "127.0.0.1", port: int = 5000) -> None:
@@ -68,9 +69,9 @@ def serve(out: Path, *, host: str = "127.0.0.1", port: int = 5000) -> None:
         DogmedError: the server does not start.
     """
     uri = default_uri(out)
-    experiment = _latest_experiment(uri, out)
+    comparison = _comparison(uri, out)
     if is_server(uri):
-        print(comparison_url(uri, experiment))
+        print(comparison_url(uri, *comparison))
         return
     wanted, port = port, _free_port(host, port)
     if wanted not in (0, port):
@@ -84,7 +85,7 @@ def serve(out: Path, *, host: str = "127.0.0.1", port: int = 5000) -> None:
         try:
             print("starting MLflow ...", flush=True)
             _wait_until_healthy(server, address, log)
-            print(f"Compare the runs at {comparison_url(address, experiment)}", flush=True)
+            print(f"Compare the runs at {comparison_url(address, *comparison)}", flush=True)
             print("Ctrl-C stops the server.", flush=True)
             server.wait()
         except KeyboardInterrupt:
@@ -92,23 +93,21 @@ def serve(out: Path, *, host: str = "127.0.0.1", port: int = 5000) -> None:
         raise DogmedError(f"the MLflow server has ended by itself: {_last_line(log)}")
 
 
-def _latest_experiment(uri: str, out: Path) -> str:
-    """The experiment of the run started last."""
+def _comparison(uri: str, out: Path) -> tuple[str, str]:
+    """The experiment to open and the query of its page: the newest benchmark's, if there is one."""
     nothing = f"no runs yet in {shown(uri)}: start one with 'dogmed finetune --task breastmnist'"
     if uri.startswith("sqlite:") and not Path(uri.partition(":///")[2]).exists():
         raise DataError(nothing)
     try:
         client = open_store(uri, out)
-        experiments = [e.experiment_id for e in client.search_experiments()]
-        runs = client.search_runs(
-            experiments, order_by=["attributes.start_time DESC"], max_results=1
-        )
+        experiment = find_comparison(client)
+        query = "" if experiment is None else share_comparison(client, experiment)
     except store_errors() as error:
         reason = shown(str(error).partition("\n")[0])
         raise DataError(f"the MLflow store {shown(uri)} cannot be read: {reason}") from error
-    if not runs:
+    if experiment is None:
         raise DataError(nothing)
-    return str(runs[0].info.experiment_id)
+    return experiment, query
 
 
 def _free_port(host: str, wanted: int) -> int:

@@ -25,9 +25,8 @@ def _no_server_of_the_user(monkeypatch):
 
 
 def test_the_address_opens_the_charts_of_the_runs():
-    url = comparison_url("http://127.0.0.1:5000/", "3")
-    assert url.startswith("http://127.0.0.1:5000/#/experiments/3/runs?")
-    assert "workflowType=machine_learning" in url and "compareRunsMode=CHART" in url
+    url = comparison_url("http://127.0.0.1:5000/", "3", "workflowType=machine_learning")
+    assert url == "http://127.0.0.1:5000/#/experiments/3/runs?workflowType=machine_learning"
 
 
 def test_without_runs_it_says_what_to_run(tmp_path):

@@ -6,10 +6,10 @@ copy of it: a store that fails costs one warning and a short wait, never the tra
 ``dogmed sync`` mends it. mlflow is imported in this folder and nowhere else, on first use.
 """
 
-from dogmed.tracking.entries import PARENT_TAG
+from dogmed.tracking.entries import KIND_TAG, PARENT_TAG
 from dogmed.tracking.ledger import Ledger
-from dogmed.tracking.mending import mend
-from dogmed.tracking.registry import promote
+from dogmed.tracking.mending import close_dead, mend
+from dogmed.tracking.registry import promote, promote_files
 from dogmed.tracking.run import NoRun, Run
 from dogmed.tracking.store import (
     ENVIRONMENT,
@@ -20,19 +20,25 @@ from dogmed.tracking.store import (
     shown,
     store_errors,
 )
+from dogmed.tracking.view import find_comparison, share_comparison
 
 __all__ = [
     "ENVIRONMENT",
+    "KIND_TAG",
     "PARENT_TAG",
     "Ledger",
     "NoRun",
     "Run",
+    "close_dead",
     "default_uri",
+    "find_comparison",
     "is_server",
     "mend",
     "open_store",
     "promote",
+    "promote_files",
     "quiet",
+    "share_comparison",
     "shown",
     "store_errors",
 ]

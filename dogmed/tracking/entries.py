@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 PARENT_TAG = "mlflow.parentRunId"
+KIND_TAG = "dogmed.kind"
 PARAM_LENGTH = 6000
 DIGEST_LENGTH = 36
 PER_CALL = 100  # of parameters; MLflow takes no more

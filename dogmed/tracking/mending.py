@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from filelock import FileLock, Timeout
 
 from dogmed.errors import DogmedError
 from dogmed.tracking import entries
 from dogmed.tracking.ledger import Ledger
 from dogmed.tracking.run import ENDS
-from dogmed.tracking.store import find_experiment, find_run, is_deleted
+from dogmed.tracking.store import find_experiment, find_run, is_deleted, open_store, store_errors
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -62,6 +65,23 @@ def mend(client: MlflowClient, uri: str, out: Path, book: Ledger) -> list[str]:
     if missing:
         raise DogmedError(f"{', '.join(missing)} of the run cannot be found; all else is logged")
     return done
+
+
+def close_dead(uri: str, out: Path, ledgers: Iterable[Path]) -> None:
+    """End the runs that the store believes to be running though nobody holds their folders.
+
+    What cannot be ended is left to ``dogmed sync``.
+    """
+    for path in ledgers:
+        if not path.is_file():
+            continue
+        alone = FileLock(path.parent / ".lock", timeout=0)
+        with contextlib.suppress(Timeout, DogmedError, *store_errors()), alone:
+            book = Ledger.open(path)
+            if book.status not in ENDS:
+                entries.close(open_store(uri, out), book.key)
+                book.status = "KILLED"
+                book.save()
 
 
 def _mend_facts(client: MlflowClient, run: Run, book: Ledger) -> Iterator[str]:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
+from dogmed.errors import DogmedError
 from dogmed.tracking.ledger import Ledger
 from dogmed.tracking.mending import model_of
-from dogmed.tracking.store import LOCK_SECONDS, find_run
+from dogmed.tracking.store import LOCK_SECONDS, find_run, open_store, store_errors
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -47,6 +49,13 @@ def promote(client: MlflowClient, out: Path, books: Iterable[Ledger]) -> list[st
         for name, book in sorted(best.items()):
             done += _promote(client, name, book)
     return done
+
+
+def promote_files(uri: str, out: Path, ledgers: Iterable[Path]) -> None:
+    """``promote`` for ledgers in files; what cannot be done now is left to ``dogmed sync``."""
+    with contextlib.suppress(Timeout, DogmedError, *store_errors()):
+        books = [Ledger.open(path) for path in ledgers if path.is_file()]
+        promote(open_store(uri, out), out, books)
 
 
 def _promote(client: MlflowClient, name: str, book: Ledger) -> list[str]:
@@ -91,6 +100,5 @@ def _register(
             raise
     offer = book.candidate
     tags = {**offer["tags"], SCORE_TAG: repr(float(offer["score"]))}
-    return client.create_model_version(
-        name, f"models:/{model_id}", run_id, tags=tags, model_id=model_id
-    )
+    source = client.get_logged_model(model_id).artifact_location  # models:/ID asks another store
+    return client.create_model_version(name, source, run_id, tags=tags, model_id=model_id)
