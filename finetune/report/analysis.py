@@ -19,7 +19,7 @@ from dogmed.stats import Difference, Estimate
 ALPHA = 0.05
 MIN_TASKS = 6  # with fewer, the exact two-sided Wilcoxon test has no p-value below 0.05
 METRICS = ("acc", "auc")
-WORDS = {"better": 1, "worse": -1, "noise": 0}
+WORDS = ("better", "worse", "noise")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,11 +9,13 @@ from pathlib import Path
 
 from dogmed.errors import ConfigError, nearest
 from dogmed.finetune.report import details, tables
-from dogmed.finetune.report.analysis import Analysis, analyse
+from dogmed.finetune.report.analysis import WORDS, Analysis, analyse
 from dogmed.finetune.report.cells import Table
-from dogmed.finetune.report.grouping import TestSet, gather, setups
+from dogmed.finetune.report.grouping import Setup, TestSet, gather, setups
 from dogmed.finetune.report.predictions import read_theirs
 from dogmed.finetune.report.reading import Found, Labels, Run, read_runs
+
+UNLABELLED = "none"  # what --label calls runs without a label
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +62,7 @@ def assemble(
 
     Args:
         out: as given to ``dogmed finetune`` or ``dogmed benchmark``.
-        task: names to be kept; none keeps all. So ``model``, ``init`` and ``label`` (``default``: none).
+        task: names to be kept; none keeps all. So ``model``, ``init`` and ``label`` (``none``: runs without).
         predictions: of others, ``NAME=FILE_OR_FOLDER``.
         cache_dirs: prepared data besides where the runs say that theirs are.
         resamples: of each bootstrap.
@@ -118,7 +120,7 @@ def select(runs: Sequence[Run], asked: dict[str, Sequence[str]]) -> list[Run]:
         ConfigError: a name that no run has, or nothing left.
     """
     for key, names in asked.items():
-        known = {getattr(run, key) or "default" for run in runs}
+        known = {getattr(run, key) or UNLABELLED for run in runs}
         for name in names:
             if name not in known:
                 there = ", ".join(sorted(known))
@@ -129,7 +131,7 @@ def select(runs: Sequence[Run], asked: dict[str, Sequence[str]]) -> list[Run]:
         run
         for run in runs
         if all(
-            not names or (getattr(run, key) or "default") in names for key, names in asked.items()
+            not names or (getattr(run, key) or UNLABELLED) in names for key, names in asked.items()
         )
     ]
     if not kept:
@@ -171,33 +173,23 @@ def _warning(sets: Sequence[TestSet]) -> str:
 
 def _headlines(analysis: Analysis) -> list[tuple[str, str]]:
     """One sentence a question and pair of values, over all real test sets (or all synthetic ones)."""
-    counts: dict[tuple[str, str, bool], Counter[str]] = {}
+    counts: dict[tuple[str, bool], dict[str, Counter[str]]] = {}
     for c in analysis.comparisons:
-        if c.metric != "acc" or c.b is None:
+        if c.b is None:
             continue
-        pair = f"{getattr(c.a, c.question, '')} vs {getattr(c.b, c.question, '')}"
-        if c.question == "predictions":
-            pair = f"{c.a.model} vs {c.b.model}"
-        if c.question == "options":
-            pair = f"{c.a.options or 'default'} vs {c.b.options or 'default'}"
-        counts.setdefault((c.question, pair, c.where.synthetic), Counter())[c.verdict] += 1
+        pair = f"{_value(c.a, c.question)} vs {_value(c.b, c.question)}"
+        metrics = counts.setdefault((pair, c.where.synthetic), {"acc": Counter(), "auc": Counter()})
+        metrics[c.metric][c.verdict] += 1
     found = []
-    for (_, pair, synthetic), of in counts.items():
-        total = of.total()
-        verdict = (
-            "noise" if of["noise"] == total else "better" if of["better"] > of["worse"] else "worse"
-        )
-        if of["better"] and of["better"] == of["worse"]:
-            verdict = "noise"
-        told = ", ".join(
-            f"{word} in {of[word]}" for word in ("better", "worse", "noise") if of[word]
-        )
-        if of["noise"] == total:
-            told = (
-                "noise in all: no difference that chance would not give" if total > 1 else "noise"
-            )
+    for (pair, synthetic), metrics in counts.items():
+        told, seen = [], set()
+        for metric, of in metrics.items():
+            words = ", ".join(f"{word} in {of[word]}" for word in WORDS if of[word])
+            told.append(f"{tables.NAMES[metric]} {words} of {of.total()}")
+            seen |= {word for word in ("better", "worse") if of[word]}
+        verdict = "noise" if not seen else seen.pop() if len(seen) == 1 else ""
         data = "SYNTHETIC data: " if synthetic else ""
-        found.append((f"{data}{pair}, ACC: {told} ({_many(total, 'comparison')})", verdict))
+        found.append((f"{data}{pair}: {'; '.join(told)}", verdict))
     for over in analysis.over_tasks:
         data = "SYNTHETIC data: " if over.where[0] else ""
         for (a, b), test in over.wilcoxon.items():
@@ -208,6 +200,12 @@ def _headlines(analysis: Analysis) -> list[tuple[str, str]]:
             p = f"Wilcoxon, p {over.adjusted[a, b]:.2g}"
             found.append((f"{data}{pair.text} ({pair.sub}), ACC: {told} ({p})", verdict))
     return found
+
+
+def _value(setup: Setup, question: str) -> str:
+    if question == "predictions":
+        return setup.name
+    return str(getattr(setup, question)) or "no label"
 
 
 def _lacking(found: Found) -> list[str]:

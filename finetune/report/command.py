@@ -28,7 +28,7 @@ class ReportConfig:
     init: tuple[str, ...] = ()
     """Only these initial weights, apart by commas or spaces."""
     label: tuple[str, ...] = ()
-    """Only runs of these labels, apart by commas or spaces; default for runs without one."""
+    """Only runs of these labels, apart by commas or spaces; none for runs without one."""
     predictions: tuple[str, ...] = ()
     """NAME=FILE or NAME=FOLDER with somebody else's test predictions in MedMNIST's CSV form."""
     cache_dir: Path | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 
 from dogmed.console import duration
 from dogmed.finetune.report.analysis import Analysis
-from dogmed.finetune.report.cells import Cell, Row, Table, interval, percent, points, text
+from dogmed.finetune.report.cells import Cell, Row, Table, between, interval, percent, points, text
 from dogmed.finetune.report.grouping import Group, TestSet
 from dogmed.finetune.report.reading import Run
 from dogmed.metrics import decide
@@ -131,63 +132,72 @@ def cost(sets: Sequence[TestSet], found: Analysis) -> Table:
 
 def tuned(out: Path) -> tuple[Table | None, list[str]]:
     """Default against tuned options, from ``<out>/tuned/<task>.json``, and what could not be read."""
-    table = Table("tuned", "Tuning", "task", [Cell(c) for c in (
-        "setup", "trials", "time", "default ACC", "tuned ACC", "difference, points", "95% interval", "verdict"
-    )])  # fmt: skip
-    problems, helped = [], 0
+    names = (
+        "setup",
+        "trials",
+        "time",
+        "default",
+        "tuned",
+        "difference, points",
+        "95% interval",
+        "verdict",
+    )
+    table = Table("tuned", "Tuning", "task", [Cell(name) for name in names])
+    problems: list[str] = []
+    helped, metrics = Counter[str](), Counter[str]()
     for file in sorted((out / "tuned").glob("*.json")):
         try:
-            row, help_ = _tuned(json.loads(file.read_text()))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError):
+            rows = _tuned(json.loads(file.read_text()))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             problems.append(f"tuned/{file.name}: damaged, or not an outcome of dogmed tune")
             continue
-        table.rows.append(row)
-        helped += help_
+        for metric, row in rows.items():
+            metrics[metric] += 1
+            helped[metric] += row.cells[-1].mark == "better"
+            table.rows.append(row)
     if not table.rows:
         return None, problems
-    total = len(table.rows)
-    table.notes = [
-        f"Tuning helped on {helped} of {total} task{'s' * (total != 1)}."
-        + (
-            ""
-            if helped == total
-            else " Where it says noise or worse, tuning did not help: keep the default."
+    for metric, total in metrics.items():
+        told = f"{metric}: tuning helped on {helped[metric]} of {total} task{'s' * (total != 1)}"
+        table.notes.append(
+            told
+            + (
+                "."
+                if helped[metric] == total
+                else "; where it says noise or worse, it did not help."
+            )
         )
-        + " Both sides have the same epochs and seeds; val chose the options, test was read once for each run."
-    ]
+    table.notes.append(
+        "Both sides have the same epochs and seeds. The interval is over training seeds, paired, and says nothing "
+        "of the choice of test images; the comparisons of options do. Val chose the options."
+    )
     return table, problems
 
 
-def _tuned(facts: dict[str, Any]) -> tuple[Row, bool]:
-    default, best = (_mean(facts[side], "acc") for side in ("default", "tuned"))
-    difference = facts["difference"]
-    value, low, high = _difference(difference, facts)
-    verdict = str(facts.get("verdict", ""))
-    word = "better" if low > 0 else "worse" if high < 0 else "noise"
-    setup = ", ".join(str(facts[key]) for key in ("model", "init") if facts.get(key))
-    cells = [
-        text(setup, f"{facts['epochs']} epochs"),
-        Cell(str(facts["trials"])),
-        Cell(duration(float(facts["seconds"]))),
-        Cell(percent(default)),
-        Cell(percent(best)),
-        Cell(points(value)),
-        Cell(f"[{points(low)}, {points(high)}]"),
-        text(word, verdict if verdict != word else "", mark=word),
-    ]
-    return Row(text(str(facts["task"])), cells), word == "better"
+def _tuned(facts: dict[str, Any]) -> dict[str, Row]:
+    rows = {}
+    synthetic = "SYNTHETIC" if facts.get("source") == "synthetic" else ""
+    trials = facts["trials"]
+    count = sum(trials.values()) if isinstance(trials, dict) else int(trials)
+    for metric, difference in facts["difference"].items():
+        if difference is None:
+            continue
+        low, high = difference["interval"] or (float("nan"), float("nan"))
+        word = "better" if low > 0 else "worse" if high < 0 else "noise"
+        seeds = len(facts["seeds"])
+        known = difference["interval"] is not None
+        rows[metric.upper()] = Row(text(f"{facts['task']}, {metric.upper()}", synthetic), [
+            text(f"{facts['model']}, {facts['init']}", f"{facts['epochs']} epochs, {seeds} seeds"),
+            Cell(str(count)),
+            Cell(duration(float(facts["seconds"]))),
+            Cell(percent(_mean(facts["default"][metric]))),
+            Cell(percent(_mean(facts["tuned"][metric]))),
+            Cell(points(difference["mean"])),
+            Cell(between(low, high) if known else "–"),
+            text(word if known else "one seed", mark=word),
+        ])  # fmt: skip
+    return rows
 
 
-def _mean(rows: Any, metric: str) -> float:
-    values = [float(row[metric]) for row in rows] if isinstance(rows, list) else rows[metric]
-    values = values if isinstance(values, list) else [values]
-    return sum(map(float, values)) / len(values)
-
-
-def _difference(difference: Any, facts: dict[str, Any]) -> tuple[float, float, float]:
-    """Of ACC: ``{value, low, high}``, or the same below ``acc``, or a number with an ``interval`` beside it."""
-    if isinstance(difference, dict):
-        of = difference.get("acc", difference)
-        return float(of["value"]), float(of["low"]), float(of["high"])
-    low, high = facts["interval"]
-    return float(difference), float(low), float(high)
+def _mean(scores: Sequence[float]) -> float:
+    return sum(scores) / len(scores)

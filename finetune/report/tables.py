@@ -78,7 +78,7 @@ def versus(a: Setup, b: Setup) -> Cell:
     if a.init != b.init:
         return text(f"{a.init} vs {b.init}", a.name.replace(f", {a.init}", "", 1))
     shared = a.name.removesuffix(f", {a.options}") if a.options else a.name
-    return text(f"{a.options or 'default'} vs {b.options or 'default'}", shared)
+    return text(f"{a.options or 'no label'} vs {b.options or 'no label'}", shared)
 
 
 def scores(sets: Sequence[TestSet], found: Analysis, metric: str) -> Table:
@@ -123,7 +123,8 @@ def scores(sets: Sequence[TestSet], found: Analysis, metric: str) -> Table:
 
 
 def _selection(group: Group) -> str:
-    return f"selected on {group.runs[0].result.get('selected_on', 'not stated').replace('val_', 'val ')}"
+    metric = str(group.runs[0].result.get("selected_on", "not stated")).removeprefix("val_")
+    return f"selected on val {NAMES.get(metric, metric)}" if metric != "not stated" else metric
 
 
 def _best(where: TestSet, found: Analysis, metric: str) -> Setup | None:

@@ -184,7 +184,8 @@ def _numeric(table: Table, column: int) -> bool:
 
 
 def _md(text: str) -> str:
-    return re.sub(r"([|*_`<>\[\]\\])", r"\\\1", text).replace("\n", " ")
+    """Escape what Markdown would take for markup; an underscore within a word is none."""
+    return re.sub(r"([|*`<>\\]|(?<!\w)_|_(?!\w))", r"\\\1", text).replace("\n", " ")
 
 
 def _tex_table(table: Table) -> str:

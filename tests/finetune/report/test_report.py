@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import re
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import scipy.stats
 import yaml
 from sklearn.metrics import accuracy_score, confusion_matrix, roc_auc_score
 from statsmodels.stats.contingency_tables import mcnemar
@@ -19,12 +21,12 @@ from statsmodels.stats.multitest import multipletests
 from dogmed import cli
 from dogmed.data.store import prepare
 from dogmed.errors import ConfigError, DataError
-from dogmed.finetune.report import details
+from dogmed.finetune.report import details, figures
 from dogmed.finetune.report.assembly import Report, assemble
 from dogmed.finetune.report.page import page
 from dogmed.finetune.report.writing import latex, markdown, tex, write_csv
 
-RESAMPLES = 300
+RESAMPLES = 100
 AddRun = Callable[..., Path]
 
 
@@ -239,13 +241,24 @@ def test_over_enough_tasks_there_are_ranks_and_a_diagram(add_run: AddRun, out: P
         for model, skill in (("dognext_test", 3.0), ("convnextv2_atto", 2.0)):
             add_run(skill, task=task, model=model)
     few = build(out)
-    assert "Only 5 tasks" in " ".join(few.over_tasks[0].notes) and "CD = " not in page(few)
+    assert "Only 5 tasks" in " ".join(few.over_tasks[0].notes)
+    assert figures.ranks(few.analysis.over_tasks[0], "few") is None
     for model, skill in (("dognext_test", 3.0), ("convnextv2_atto", 2.0)):
         add_run(skill, task=tasks[5], model=model)
     report = build(out)
     (over, *_) = report.analysis.over_tasks
     assert sum(over.ranks) == pytest.approx(3) and len(over.tasks) == 6
-    assert len(over.wilcoxon) == 1 and "CD = " in page(report)
+    ((a, b), test) = next(iter(over.wilcoxon.items()))
+    scores = [
+        [report.analysis.of(one, setup)["acc"].value for one in report.sets] for setup in (a, b)
+    ]
+    d = np.subtract(*scores).round(12)
+    ranks = scipy.stats.rankdata(np.abs(d[d != 0])) * np.sign(d[d != 0])
+    signs = np.array(list(itertools.product([-1, 1], repeat=len(ranks))))
+    expected = (np.abs(signs @ np.abs(ranks)) >= abs(ranks.sum())).mean()
+    assert len(over.wilcoxon) == 1 and test.p == pytest.approx(expected)
+    picture = figures.ranks(over, "enough")
+    assert picture is not None and "CD = " in picture.svg
 
 
 def test_train_fractions_are_rows_of_their_own_with_a_curve(add_run: AddRun, out: Path) -> None:
@@ -303,18 +316,35 @@ def test_predictions_that_do_not_fit_are_refused_in_one_line(
 def test_tuning_that_did_not_help_is_said_not_to_have_helped(add_run: AddRun, out: Path) -> None:
     add_run()
     (out / "tuned").mkdir()
-    facts = {"task": "breastmnist", "model": "dognext_test", "init": "scratch", "trials": 50, "seconds": 3600,
-             "epochs": 3, "seeds": [0, 1], "default": [{"acc": 0.8, "auc": 0.9}, {"acc": 0.82, "auc": 0.9}],
-             "tuned": [{"acc": 0.82, "auc": 0.9}, {"acc": 0.82, "auc": 0.9}],
-             "difference": {"acc": {"value": 0.01, "low": -0.02, "high": 0.04}}, "verdict": "no"}  # fmt: skip
+    seeds = {"acc": [0.80, 0.82], "auc": [0.9, 0.91]}
+    facts = {
+        "task": "breastmnist",
+        "source": "synthetic",
+        "model": "dognext_test",
+        "init": "scratch",
+        "trials": {"finished": 30, "pruned": 19, "failed": 1},
+        "seconds": 3600.0,
+        "epochs": 3,
+        "seeds": [0, 1],
+        "default": seeds,
+        "tuned": {"acc": [0.82, 0.82], "auc": [0.95, 0.96]},
+        "difference": {
+            "acc": {"n": 2, "mean": 0.01, "sd": 0.014, "interval": [-0.02, 0.04]},
+            "auc": {"n": 2, "mean": 0.05, "sd": 0.0, "interval": [0.05, 0.05]},
+        },
+        "verdict": "in words",
+    }
     (out / "tuned" / "breastmnist.json").write_text(json.dumps(facts))
     (out / "tuned" / "pathmnist.json").write_text("{}")
     report = build(out)
     assert report.tuned is not None
-    assert "Tuning helped on 0 of 1 task." in report.tuned.notes[0]
-    assert [cell.text for cell in report.tuned.rows[0].cells][3:] == [
-        "81.00", "82.00", "+1.00", "[−2.00, +4.00]", "noise",
-    ]  # fmt: skip
+    assert (
+        "ACC: tuning helped on 0 of 1 task; where it says noise or worse" in report.tuned.notes[0]
+    )
+    assert report.tuned.notes[1] == "AUC: tuning helped on 1 of 1 task."
+    shown = ["50", "1 h 0 min", "81.00", "82.00", "+1.00", "[−2.00, +4.00]", "noise"]
+    assert [cell.text for cell in report.tuned.rows[0].cells][1:] == shown
+    assert report.tuned.rows[1].cells[-1].mark == "better"
     assert any("tuned/pathmnist.json" in note for note in report.notes)
 
 
@@ -324,7 +354,7 @@ def test_filters_keep_what_is_asked_for_and_refuse_what_is_not_there(
     add_run()
     add_run(label="tuned")
     add_run(model="convnextv2_atto")
-    assert len(build(out, label=["default"], model=["dognext_test"]).sets[0].groups) == 1
+    assert len(build(out, label=["none"], model=["dognext_test"]).sets[0].groups) == 1
     with pytest.raises(ConfigError, match="did you mean 'dognext_test'"):
         build(out, model=["dognext_tset"])
     with pytest.raises(ConfigError, match="of all that"):
