@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 SHARED = "mlflow.sharedViewState."
 KEY = "dogmed"
-GROUPS = ("task", "source", "size", "model", "init", "train_fraction", "label")
+GROUPS = ("task", "model", "init", "size", "source", "train_fraction", "label")
 BARS = ("test_auc", "test_acc")
 LINES = ("val_auc", "val_acc", "val_loss", "train_loss")
 MOST_RUNS = 1000  # looked at to find what differs
@@ -37,25 +37,35 @@ def find_comparison(client: MlflowClient) -> str | None:
 def share_comparison(client: MlflowClient, experiment_id: str) -> str:
     """Have the store keep our page of an experiment; returns the query of its address.
 
-    Runs that differ only by seed are one group, shown by their mean; what is the same for all runs
-    is no part of a group's name.
+    Runs that differ only by seed are one group, shown by their mean.
     """
     runs = client.search_runs([experiment_id], "tags.model != ''", max_results=MOST_RUNS)
-    values = {name: {run.data.tags.get(name, "") for run in runs} for name in GROUPS}
-    state = json.dumps(_state([n for n in GROUPS if len(values[n]) > 1 or n == "model"]))
+    state = json.dumps(_state(_telling([run.data.tags for run in runs])))
     tags = client.get_experiment(experiment_id).tags
     if tags.get(SHARED + KEY) != state:
         client.set_experiment_tag(experiment_id, SHARED + KEY, state)
     return f"workflowType=machine_learning&compareRunsMode=CHART&viewStateShareKey={quote(KEY)}"
 
 
+def _telling(runs: list[dict[str, str]]) -> list[str]:
+    """The tags that tell groups of runs apart, without those that the others imply."""
+    told: list[str] = []
+    for name in GROUPS:
+        before = {tuple(tags.get(n, "") for n in told) for tags in runs}
+        after = {tuple(tags.get(n, "") for n in (*told, name)) for tags in runs}
+        if len(after) > len(before):
+            told.append(name)
+    return told or ["model"]
+
+
 def _state(groups: list[str]) -> dict[str, Any]:
     """The page's state, in MLflow's own terms (3.17)."""
     test, training = "dogmed-test", "dogmed-training"
     sections = [
-        {"uuid": test, "name": "Test, mean of each group", "display": True, "isReordered": False},
-        {"uuid": training, "name": "Training", "display": True, "isReordered": False},
+        {"uuid": test, "name": "Test, mean of each group"},
+        {"uuid": training, "name": "Training, mean of each group"},
     ]
+    layout = {"display": True, "isReordered": False, "columns": 2, "cardHeight": 360}
     common: dict[str, Any] = {"isGenerated": False, "deleted": False}
     bars = [
         {"type": "BAR", "uuid": f"dogmed-{name}", "metricSectionId": test, "metricKey": name}
@@ -92,7 +102,7 @@ def _state(groups: list[str]) -> dict[str, Any]:
             "groupByKeys": [{"mode": "tag", "groupByData": name} for name in groups],
         },
         "compareRunCharts": [common | chart for chart in (*bars, *lines)],
-        "compareRunSections": sections,
+        "compareRunSections": [layout | section for section in sections],
         "runsHiddenMode": "SHOWALL",
         "useGroupedValuesInCharts": True,
         "viewMaximized": False,
