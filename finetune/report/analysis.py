@@ -10,7 +10,6 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from dogmed import stats
-from dogmed.errors import DataError
 from dogmed.finetune.report.grouping import Group, Setup, TestSet, unequal
 from dogmed.finetune.report.reading import Labels
 from dogmed.metrics import Ints
@@ -199,20 +198,24 @@ def _mcnemar(where: TestSet, labels: Ints, a: Group, b: Group) -> tuple[stats.Mc
 def _against_trivial(
     where: TestSet, evaluated: dict[Setup, stats.Resampled], labels: Labels
 ) -> list[Comparison]:
-    found = []
-    for setup, model in evaluated.items():
-        ours = next((g for g in where.groups if not g.setup.theirs), None)
-        train = labels.of(ours.runs[0].sha256["train_labels.npy"]) if ours else None
-        if train is None:
-            continue
-        try:
-            difference = stats.difference_to_trivial(model, train)["acc"]
-        except DataError:  # training labels that are not of this task
-            continue
-        found.append(Comparison(
-            question="trivial", where=where, a=setup, b=None, metric="acc", difference=difference
-        ))  # fmt: skip
-    return found
+    ours = next((group for group in where.groups if not group.setup.theirs), None)
+    train = labels.of(ours.runs[0].sha256["train_labels.npy"]) if ours else None
+    if train is None or not evaluated:
+        return []
+    first = next(iter(evaluated.values()))
+    constant = stats.trivial_probabilities(
+        where.kind, train, size=len(first.labels), classes=first.classes
+    )
+    answer = stats.resample(
+        where.kind, first.labels, [constant], resamples=first.resamples, seed=first.seed
+    )
+    return [
+        Comparison(
+            question="trivial", where=where, a=setup, b=None, metric="acc",
+            difference=stats.differences(model, answer)["acc"],
+        )
+        for setup, model in evaluated.items()
+    ]  # fmt: skip
 
 
 def _adjust(comparisons: list[Comparison]) -> list[Comparison]:

@@ -23,7 +23,8 @@ _SPECIAL = {
     "$": r"\$", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}",
     ">": r"\textgreater{}", "[": "{[}", "]": "{]}",
 }  # fmt: skip
-WIDE = 5  # columns from which a LaTeX table is scaled to the page
+WIDE = 5  # columns beyond which a LaTeX table is scaled to the page
+LONG, BROAD = 25, 8  # rows beyond which it runs over pages, if it has no more than so many columns
 TITLE = "dogmed report"
 
 
@@ -47,7 +48,7 @@ def latex(report: Report) -> str:
     parts = [
         "\\documentclass{article}", "\\usepackage[T1]{fontenc}",
         "\\usepackage[a4paper,landscape,margin=15mm]{geometry}",
-        "\\usepackage{amssymb,booktabs,graphicx}", "\\begin{document}", f"\\section*{{{TITLE}}}",
+        "\\usepackage{amssymb,booktabs,graphicx,longtable}", "\\begin{document}", f"\\section*{{{TITLE}}}",
     ]  # fmt: skip
     if report.synthetic:
         parts.append(f"\\textbf{{{tex(report.synthetic)}}}\n")
@@ -199,14 +200,22 @@ def _tex_table(table: Table) -> str:
             rows.append("\\midrule")
         before = row.kind
         rows.append(_tex_row(row))
-    head = [tex(table.corner), *(_tex_cell(column) for column in table.columns)]
-    body = [f"\\begin{{tabular}}{{{spec}}}", "\\toprule", " & ".join(head) + r" \\", "\\midrule", *rows,
-            "\\bottomrule", "\\end{tabular}"]  # fmt: skip
+    head = (
+        " & ".join([tex(table.corner), *(_tex_cell(column) for column in table.columns)]) + r" \\"
+    )
+    notes = " ".join(map(tex, [*table.notes, *(f"{source}." for source in table.sources)]))
+    caption = f"\\caption{{{tex(table.title)}. {notes}}}"
+    if len(rows) > LONG and len(table.columns) <= BROAD:
+        again = ["\\toprule", head, "\\midrule"]
+        begin = ["{\\scriptsize", f"\\begin{{longtable}}{{{spec}}}", caption + r" \\"]
+        begin += [*again, "\\endfirsthead", *again, "\\endhead"]
+        end = ["\\bottomrule", "\\end{longtable}}", "\\clearpage"]
+        return "\n".join(["", f"% {table.key}", *begin, *rows, *end])
+    body = [f"\\begin{{tabular}}{{{spec}}}", "\\toprule", head, "\\midrule", *rows, "\\bottomrule",
+            "\\end{tabular}"]  # fmt: skip
     if len(table.columns) > WIDE:
         body = ["\\resizebox{\\linewidth}{!}{%", *body, "}"]
-    notes = " ".join(map(tex, [*table.notes, *(f"{source}." for source in table.sources)]))
     top = ["", f"% {table.key}", "\\begin{table}[htbp]", "\\centering\\footnotesize"]
-    caption = f"\\caption{{{tex(table.title)}. {notes}}}"
     return "\n".join([*top, caption, *body, "\\end{table}", "\\clearpage"])
 
 
