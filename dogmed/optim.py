@@ -31,6 +31,52 @@ def lr_from_base(base: float, batch_size: int) -> float:
     return base * batch_size / 256
 
 
+def peak_lr(lr: float | None, lr_base: float, batch_size: int) -> float:
+    """The peak learning rate: ``lr`` as it is, or where it is None ``lr_base`` scaled."""
+    return lr_from_base(lr_base, batch_size) if lr is None else lr
+
+
+def build(
+    model: nn.Module,
+    *,
+    name: str,
+    peak: float,
+    weight_decay: float,
+    betas: tuple[float, float] | None,
+    schedule: str,
+    epochs: int,
+    steps: int,
+    warmup_epochs: float,
+    min_lr: float,
+) -> tuple[torch.optim.Optimizer, Scheduler]:
+    """Make an optimizer and its per-step schedule over a whole training.
+
+    Args:
+        model: the model to train.
+        name: of the optimizer.
+        peak: learning rate, see ``peak_lr``.
+        weight_decay: as ``create_optimizer`` takes it.
+        betas: as ``create_optimizer`` takes them.
+        schedule: cosine, linear or constant.
+        epochs: of the training.
+        steps: optimizer steps of an epoch.
+        warmup_epochs: epochs of linear warm-up, whole or not.
+        min_lr: rate reached at the end.
+
+    Raises:
+        ConfigError: what ``create_optimizer`` and ``create_scheduler`` refuse.
+    """
+    optimizer = create_optimizer(model, name=name, lr=peak, weight_decay=weight_decay, betas=betas)
+    scheduler = create_scheduler(
+        optimizer,
+        name=schedule,
+        steps=epochs * steps,
+        warmup_steps=round(warmup_epochs * steps),
+        min_lr=min_lr,
+    )
+    return optimizer, scheduler
+
+
 def create_optimizer(
     model: nn.Module,
     *,

@@ -148,28 +148,23 @@ def build_optimizer(
 ) -> tuple[torch.optim.Optimizer, Any]:
     """Optimizer and per-step schedule over ``steps`` steps an epoch."""
     options = config.optim
-    optimizer = optim.create_optimizer(
+    return optim.build(
         model,
         name=options.name,
-        lr=peak_lr(config),
+        peak=peak_lr(config),
         weight_decay=options.weight_decay,
         betas=options.betas,
-    )
-    scheduler = optim.create_scheduler(
-        optimizer,
-        name=options.schedule,
-        steps=config.epochs * steps,
-        warmup_steps=round(options.warmup_epochs * steps),
+        schedule=options.schedule,
+        epochs=config.epochs,
+        steps=steps,
+        warmup_epochs=options.warmup_epochs,
         min_lr=options.min_lr,
     )
-    return optimizer, scheduler
 
 
 def peak_lr(config: FinetuneConfig) -> float:
     """The peak learning rate: as given, or scaled from the one for 256 images."""
-    if config.optim.lr is not None:
-        return config.optim.lr
-    return optim.lr_from_base(config.optim.lr_base, config.batch_size)
+    return optim.peak_lr(config.optim.lr, config.optim.lr_base, config.batch_size)
 
 
 def refuse_unselectable(select: str, labels: np.ndarray) -> None:

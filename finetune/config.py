@@ -8,35 +8,7 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge, Gt, Le, Lt
 
 from dogmed.config import configclass
-
-Count = Annotated[int, Gt(0), Le(1_000_000)]
-Side = Annotated[int, Gt(0), Le(16_384)]
-Rate = Annotated[float, Gt(0), Le(1e3)]
-Share = Annotated[float, Ge(0), Le(1)]
-
-
-@configclass
-class OptimConfig:
-    """Optimizer and schedule."""
-
-    name: str
-    """timm's name of the optimizer."""
-    lr_base: Rate
-    """Peak learning rate for a batch of 256; scaled by batch-size/256."""
-    lr: Rate | None
-    """Peak learning rate as it is, in place of the scaled lr-base."""
-    weight_decay: Annotated[float, Ge(0)]
-    """Decoupled weight decay; never applied to DoGConv parameters, norms, GRN and biases."""
-    betas: tuple[Annotated[float, Ge(0), Lt(1)], Annotated[float, Ge(0), Lt(1)]] | None
-    """Decay rates of Adam's two moments; None for an optimizer that has none."""
-    schedule: Literal["cosine", "linear", "constant"]
-    """Course of the learning rate, per step."""
-    warmup_epochs: Annotated[float, Ge(0), Le(1e6)]
-    """Epochs of linear warm-up."""
-    min_lr: Annotated[float, Ge(0), Le(1e3)]
-    """Learning rate at the end of the cosine."""
-    clip_grad: Annotated[float, Gt(0)] | None
-    """Largest gradient norm; None does not clip."""
+from dogmed.options import CheckpointConfig, Count, OptimConfig, Share, Side
 
 
 @configclass
@@ -78,14 +50,6 @@ class EvalConfig:
 
 
 @configclass
-class CheckpointConfig:
-    """When the state is saved besides the end of every epoch."""
-
-    minutes: Annotated[float, Ge(0)]
-    """Save within an epoch too, this often; 0 saves only between epochs."""
-
-
-@configclass
 class FinetuneConfig:
     """Train a model on one task, select on val, score test once."""
 
@@ -98,7 +62,7 @@ class FinetuneConfig:
     model: str
     """dognext_*, convnextv2_*, resnet18, resnet50 or any timm model."""
     init: str
-    """scratch, a name of dogmed weights list, timm[:TAG] for timm's own, hf-hub:ORG/NAME, a file or a run's folder."""
+    """scratch, a name of dogmed weights list, timm (or timm:TAG), hf-hub:ORG/NAME, a file or a run's folder."""
     size: Side
     """Image side in pixels; official tasks come at 28, 64, 128, 224."""
     upsample_from: Side | None

@@ -24,13 +24,9 @@ from torch.nn.parallel import DistributedDataParallel
 from dogmed import checkpoint, metrics
 from dogmed.data.loader import Batches
 from dogmed.distributed import World
-from dogmed.errors import Interrupted, TrainingError
+from dogmed.errors import TrainingError
+from dogmed.loops import AGREE_STEPS, LOSS_CHECK_STEPS, stopped
 from dogmed.objective import Objective
-
-LOSS_CHECK_STEPS = (
-    50  # on CUDA the loss is looked at (a host synchronisation) once in so many steps
-)
-AGREE_STEPS = 8  # several processes agree on stopping and saving once in so many steps
 
 
 @dataclass(frozen=True)
@@ -210,7 +206,7 @@ class Loop:
                 self.save(last)
                 clock["saved"] = clock["lap"] = time.monotonic()
             if stop:
-                raise Interrupted(_stopped(progress, steps), signal_number or 15)
+                raise stopped(progress.epoch, progress.step, steps, signal_number)
 
         def end_epoch() -> None:
             count_time()
@@ -227,7 +223,7 @@ class Loop:
                 on_best()
             signal_number = stop_requested()
             if self.world.any(signal_number is not None) and progress.epoch < self.settings.epochs:
-                raise Interrupted(_stopped(progress, steps), signal_number or 15)
+                raise stopped(progress.epoch, progress.step, steps, signal_number)
 
         trainer.add_event_handler(Events.EPOCH_STARTED, start_epoch)
         trainer.add_event_handler(Events.ITERATION_COMPLETED, after_step)
@@ -364,10 +360,3 @@ class Loop:
 def _prepare_batch(batch: Any, *_: Any, **__: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """Hand MONAI's engine the batch as it is: it lies on the device, normalised, already."""
     return batch["image"], batch["label"]
-
-
-def _stopped(progress: Progress, steps: int) -> str:
-    where = f"epoch {progress.epoch + 1}, step {progress.step} of {steps}"
-    if progress.step == 0:
-        where = f"epoch {progress.epoch}"
-    return f"stopped after {where}; the state is saved, and the same command continues from there"

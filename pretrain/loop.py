@@ -25,14 +25,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from dogmed import checkpoint
 from dogmed.distributed import World
-from dogmed.errors import DogmedError, Interrupted, TrainingError
+from dogmed.errors import DogmedError, TrainingError
+from dogmed.loops import AGREE_STEPS, LOSS_CHECK_STEPS, stopped
 from dogmed.pretrain.loader import ImageBatches
 from dogmed.pretrain.scale import BatchScale, Draw, TwoSpeeds, downsample, resized_kernels
-
-LOSS_CHECK_STEPS = (
-    50  # on CUDA the losses are looked at (a host synchronisation) once in so many steps
-)
-AGREE_STEPS = 8  # several processes agree on stopping and saving once in so many steps
 
 
 @dataclass(frozen=True)
@@ -201,7 +197,7 @@ class Loop:
             signal_number = stop_requested()
             stop = self.world.any(signal_number is not None)
             if stop and progress.epoch < self.settings.epochs:
-                raise Interrupted(_stopped(progress, steps), signal_number or 15)
+                raise stopped(progress.epoch, progress.step, steps, signal_number)
 
     def _train_epoch(
         self,
@@ -230,7 +226,7 @@ class Loop:
             if stop or self.world.any(due):
                 self.save(last)
             if stop:
-                raise Interrupted(_stopped(progress, steps), signal_number or 15)
+                raise stopped(progress.epoch, progress.step, steps, signal_number)
         self._count_time()
 
     def _count_time(self) -> None:
@@ -393,10 +389,3 @@ def _seed(seed: int, step: int, rank: int, micro_batch: int) -> int:
     """A seed of its own for what a micro-batch draws (drop path)."""
     sequence = np.random.SeedSequence((seed, step, rank, micro_batch))
     return int(sequence.generate_state(1, np.uint64)[0])
-
-
-def _stopped(progress: Progress, steps: int) -> str:
-    where = f"epoch {progress.epoch + 1}, step {progress.step} of {steps}"
-    if progress.step == 0:
-        where = f"epoch {progress.epoch}"
-    return f"stopped after {where}; the state is saved, and the same command continues from there"

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from importlib import resources
 from pathlib import Path
 
 import pytest
 import yaml
 
-from dogmed import config
+from dogmed import cli, config
 from dogmed.errors import ConfigError
-from dogmed.finetune.benchmark.matrix import BenchmarkConfig
 from dogmed.finetune.config import FinetuneConfig
 from dogmed.pretrain.config import PretrainConfig
 
@@ -24,8 +22,8 @@ def parse(*argv: str) -> FinetuneConfig:
 
 
 def shipped_recipes() -> list[str]:
-    root = Path(str(resources.files("dogmed.configs")))
-    return [str(file.relative_to(root).with_suffix("")) for file in sorted(root.rglob("*.yaml"))]
+    """Those of options; the ranges that tuning searches are checked with it."""
+    return [f"{of}/{name}" for of in ("finetune", "pretrain") for name in config.recipes(of)]
 
 
 @pytest.mark.parametrize("name", shipped_recipes())
@@ -33,10 +31,9 @@ def test_every_shipped_recipe_is_valid(name: str) -> None:
     values = config.recipe(name)
     if name.startswith("pretrain/"):  # their own name is no value of theirs
         config.build(PretrainConfig, {"recipe": name.removeprefix("pretrain/"), **values})
-    elif name == "finetune/benchmark":
-        config.build(BenchmarkConfig, values)
-    else:
-        config.build(FinetuneConfig, values)
+        return
+    (of,) = [command.config for command in cli.COMMANDS.values() if command.recipe == name]
+    config.build(cli._resolve(of), values)
 
 
 def test_the_default_recipe_names_every_field_and_no_class_has_defaults() -> None:
