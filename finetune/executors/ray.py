@@ -10,6 +10,7 @@ import re
 import secrets
 import signal
 import socket
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -114,10 +115,11 @@ class Ray(Remote):
 
 def _connect(address: str | None) -> Any:
     """Join a cluster, or start one on this machine."""
-    # Ray reads these when it is imported; what the user has set stays
+    # Ray reads these when it is first imported; what the user has set stays
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     address = address or os.environ.get("RAY_ADDRESS") or None
-    if address is None and not {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN"} & os.environ.keys():
+    unsaid = not {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN"} & os.environ.keys()
+    if address is None and unsaid and "ray" not in sys.modules:
         # Ray listens on all of this machine's addresses: only who has the token of this call may enter
         os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     try:

@@ -1,0 +1,155 @@
+"""Kill a benchmark twice at random, continue it, and compare it with one that nobody disturbed.
+
+    python -m benchmarks.survival [--out DIR]
+
+`dogmed benchmark` over 12 tasks × 2 models × 2 inits on synthetic data, as small as it gets. The second
+initialisation is a stand-in: random weights, saved under a name. All processes of the benchmark get
+SIGKILL at once, so that none can save. In the end results.csv and the tables of `dogmed report` must be
+equal but for what is a time. Exit code 1 if they are not. Starting a process is most of a cell's time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+
+MODELS = ("dognext_test", "test_convnext2")
+KILLS = 2
+TIMES = ("seconds", "hours", "images_per_second")  # columns named so are measured anew
+
+
+def main() -> int:
+    """Do it and tell."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, help="folder to keep; by default a temporary one")
+    parser.add_argument("--task", default="", help="some tasks, apart by commas, in place of all")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at once")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments of the kills")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        return survive(args.out or Path(scratch), args.task, args.jobs, random.Random(args.seed))
+
+
+def survive(out: Path, tasks: str, jobs: int, rng: random.Random) -> int:
+    """Run both benchmarks below ``out`` and compare them; returns the exit code."""
+    out.mkdir(parents=True, exist_ok=True)
+    save_weights(out / "weights")
+    quiet, disturbed = out / "undisturbed", out / "killed"
+    began = time.monotonic()
+    subprocess.run(command(quiet, out, tasks, jobs), stdout=subprocess.DEVNULL, check=True)
+    seconds = time.monotonic() - began
+    cells = len(finished(quiet))
+    print(
+        f"undisturbed: {cells} cells in {seconds:.0f} s, {seconds / cells:.1f} s a cell", flush=True
+    )
+    for after in sorted(rng.sample(range(1, cells), KILLS)):
+        process = subprocess.Popen(command(disturbed, out, tasks, jobs), stdout=subprocess.DEVNULL)
+        while process.poll() is None and len(finished(disturbed)) < after:
+            time.sleep(0.05)
+        time.sleep(rng.uniform(0, seconds / cells))
+        count = kill(process)
+        print(f"killed {count} processes with {len(finished(disturbed))} cells done", flush=True)
+    subprocess.run(command(disturbed, out, tasks, jobs), stdout=subprocess.DEVNULL, check=True)
+    for folder in (quiet, disturbed):
+        words = [sys.executable, "-m", "dogmed", "report", "--out", folder, "--resamples", "100"]
+        subprocess.run(words, stdout=subprocess.DEVNULL, check=True)
+    differences = list(compare(quiet, disturbed))
+    for difference in differences:
+        print(difference)
+    print("DIFFERENT" if differences else "equal: results.csv and the tables of the report")
+    return int(bool(differences))
+
+
+def command(out: Path, shared: Path, tasks: str, jobs: int) -> list[str]:
+    """The benchmark as a command."""
+    which = f"--task={tasks}" if tasks else "--all"
+    return [
+        sys.executable, "-m", "dogmed", "benchmark", which, f"--model={','.join(MODELS)}",
+        "--init=scratch,standin", "--data=synthetic", "--size=28", "--epochs=2", "--batch-size=64",
+        "--device=cpu", "--tracking=off", "--eval.resamples=20", "--checkpoint.minutes=0.0001",
+        f"--jobs={jobs}", f"--out={out}", f"--cache-dir={shared / 'cache'}",
+        f"--weights-dir={shared / 'weights'}",
+    ]  # fmt: skip
+
+
+def save_weights(folder: Path) -> None:
+    """Random weights in the form of a pretraining's, for each model."""
+    import torch
+
+    from dogmed.models import build_model
+    from dogmed.models.weights import save_weights
+    from dogmed.weights.records import DataRecord, WeightsRecord
+
+    folder.mkdir(parents=True, exist_ok=True)
+    data = DataRecord(
+        name="none", size=28, source_size=28, interpolation=None, mean=(0.5,) * 3, std=(0.5,) * 3, licence=None,
+    )  # fmt: skip
+    for name in MODELS:
+        torch.manual_seed(1)
+        model, _ = build_model(name, 10)
+        record = WeightsRecord(
+            model=name, num_classes=10, params=1, recipe="standin", init="scratch", epochs=1, score={},
+            data=data, licence=None, git_commit=None, versions={},
+        )  # fmt: skip
+        save_weights(folder / f"{name}.standin.safetensors", model.state_dict(), record)
+
+
+def finished(out: Path) -> list[Path]:
+    """Results that are there."""
+    return list(out.glob("finetune/*/*/seed*/result.json"))
+
+
+def kill(process: subprocess.Popen[bytes]) -> int:
+    """End a benchmark and all that it has started at once; returns how many processes that were."""
+    if process.poll() is not None:
+        raise SystemExit(f"the benchmark ended by itself, with exit code {process.returncode}")
+    process.send_signal(signal.SIGSTOP)  # it must not see its runs die before it dies itself
+    below = psutil.Process(process.pid).children(recursive=True)
+    for child in below:
+        child.kill()
+    process.kill()
+    process.wait()
+    psutil.wait_procs(below)
+    return 1 + len(below)
+
+
+def compare(quiet: Path, disturbed: Path) -> Iterator[str]:
+    """Tell which tables differ, and in which rows."""
+    tables = {path.relative_to(quiet) for path in quiet.glob("report/**/*.csv")}
+    tables |= {path.relative_to(disturbed) for path in disturbed.glob("report/**/*.csv")}
+    for name in [Path("benchmark/results.csv"), *sorted(tables)]:
+        first, second = read(quiet / name), read(disturbed / name)
+        if len(first) != len(second):
+            yield f"{name}: {len(first)} rows, {len(second)} after the kills"
+        for one, other in zip(first, second, strict=False):
+            if one != other:
+                changed = {k: (one[k], other.get(k)) for k in one if one[k] != other.get(k)}
+                yield f"{name}: {' '.join(list(one.values())[:7])}: {changed}"
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    """The rows of a table without the columns of times; none where there is no such file."""
+    if not path.is_file():
+        return []
+    with path.open() as file:
+        rows = list(csv.DictReader(file))
+    return [
+        {name: value for name, value in row.items() if not any(word in name for word in TIMES)}
+        for row in rows
+    ]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
