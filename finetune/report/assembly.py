@@ -182,12 +182,12 @@ def _headlines(analysis: Analysis) -> list[tuple[str, str]]:
         metrics[c.metric][c.verdict] += 1
     found = []
     for (pair, synthetic), metrics in counts.items():
-        told, seen = [], set()
+        told = []
         for metric, of in metrics.items():
             words = ", ".join(f"{word} in {of[word]}" for word in WORDS if of[word])
             told.append(f"{tables.NAMES[metric]} {words} of {of.total()}")
-            seen |= {word for word in ("better", "worse") if of[word]}
-        verdict = "noise" if not seen else seen.pop() if len(seen) == 1 else ""
+        most, count = metrics["acc"].most_common(1)[0]  # the sign is what most of them say, by ACC
+        verdict = most if 2 * count > metrics["acc"].total() else ""
         data = "SYNTHETIC data: " if synthetic else ""
         found.append((f"{data}{pair}: {'; '.join(told)}", verdict))
     for over in analysis.over_tasks:

@@ -50,8 +50,7 @@ class Style:
     def __init__(self, setups: Sequence[Setup]):
         self.setups = list(setups)
         models = list(dict.fromkeys(setup.model for setup in setups))
-        rest = list(dict.fromkeys((s.init, s.options) for s in setups))
-        # plain lines for the first initial weights that are pretrained, dashes for the others
+        rest = list(dict.fromkeys((s.init, s.options, s.fraction) for s in setups))
         self._colour = {model: k % len(PALETTE) for k, model in enumerate(models)}
         self._dash = {key: k % len(DASHES) for k, key in enumerate(rest)}
 
@@ -61,7 +60,7 @@ class Style:
     def line(self, setup: Setup) -> dict[str, Any]:
         return {
             "color": self.colour(setup),
-            "ls": DASHES[self._dash[setup.init, setup.options]],
+            "ls": DASHES[self._dash[setup.init, setup.options, setup.fraction]],
             "lw": 1.6,
         }
 
@@ -72,7 +71,7 @@ class Style:
             {
                 "name": setup.name,
                 "colour": COLOURS[self.colour(setup)],
-                "dash": dashes[self._dash[setup.init, setup.options]],
+                "dash": dashes[self._dash[setup.init, setup.options, setup.fraction]],
             }
             for setup in setups
         ]
