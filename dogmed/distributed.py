@@ -107,7 +107,8 @@ def join(device: str = "auto") -> Iterator[World]:
     try:
         yield World(rank, size, chosen)
     except BaseException as error:
-        dist.group.WORLD.abort()  # NCCL's way to destroy a group waits for the others otherwise
+        if dist.group.WORLD is not None:
+            dist.group.WORLD.abort()  # NCCL's way to destroy a group waits for the others otherwise
         if isinstance(error, RuntimeError) and _is_loss_of_peer(error):
             raise TrainingError(
                 "another process of this run ended or was lost: what it said stands above, or in its "

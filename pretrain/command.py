@@ -10,11 +10,13 @@ from dogmed.data.progress import Console, Quiet
 from dogmed.errors import ConfigError, DataError
 from dogmed.pretrain.config import PretrainConfig
 from dogmed.pretrain.images import open_splits
+from dogmed.weights.records import check_name
 
 
 def command(**options: Any) -> None:
     """Run ``dogmed pretrain`` with the fields of ``PretrainConfig``."""
     config = PretrainConfig(**options)
+    check_name(config.recipe)
     if config.data is None:
         raise ConfigError("which images? --data FOLDER, with train and val inside")
     if not config.data.expanduser().exists():

@@ -14,6 +14,7 @@ from dogmed.pretrain.config import PretrainConfig
 from dogmed.pretrain.folder import PretrainFolder
 from dogmed.pretrain.images import ImageSet, open_splits
 from dogmed.pretrain.session import Session
+from dogmed.weights.records import check_name
 
 
 def pretrain(
@@ -34,6 +35,7 @@ def pretrain(
         DogmedError: an option, the data or the store of weights cannot be used, or training failed.
         Interrupted: a signal stopped the run; calling again continues it.
     """
+    check_name(config.recipe)
     if splits is None:
         if config.data is None:
             raise ConfigError("which images? --data FOLDER, with train and val inside")

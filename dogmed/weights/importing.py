@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import re
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,12 +20,11 @@ from dogmed.models.factory import build_model
 from dogmed.models.loading import load_into
 from dogmed.models.weights import read_weights, save_weights
 from dogmed.weights.comparing import Difference, compare
-from dogmed.weights.records import DataRecord, WeightsRecord, looks_like_file, weights_path
+from dogmed.weights.records import DataRecord, WeightsRecord, check_name, weights_path
 
 PUBLISHED_LICENCE = "cc-by-nc-4.0"
 """What ConvNeXt V2's authors publish their weights under."""
 _ORIGINAL = "downsample_layers."  # begins names in ConvNeXt's own repositories, never in timm's
-_NO_NAMES = ("scratch", "timm", "hf-hub")  # mean something else to --init
 
 
 @dataclass(frozen=True)
@@ -115,12 +113,7 @@ def to_timm_names(state: Mapping[str, Tensor], network: nn.Module) -> dict[str, 
 
 def _target(weights_dir: Path, model: str, recipe: str, overwrite: bool) -> Path:
     """Where the weights will be, in a store that exists."""
-    usable = re.fullmatch(r"[\w.+-]+", recipe) and not looks_like_file(recipe)
-    if not usable or recipe in _NO_NAMES:
-        raise ConfigError(
-            f"--recipe '{recipe}' cannot be a name for --init: expected letters, digits and ._+-, "
-            f"no ending of a file, and none of {', '.join(_NO_NAMES)}"
-        )
+    check_name(recipe)
     target = weights_path(weights_dir, model, recipe)
     if target.exists() and not overwrite:
         raise WeightsError(f"{target} exists: give another --recipe, or --overwrite to replace it")

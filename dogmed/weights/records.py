@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,12 +14,13 @@ import platformdirs
 import pydantic
 import safetensors
 
-from dogmed.errors import WeightsError, nearest, reason
+from dogmed.errors import ConfigError, WeightsError, nearest, reason
 
 FORMAT = 1
 METADATA_KEY = "dogmed"
 """Of a safetensors header: the record's JSON is under it."""
 SUFFIX = ".safetensors"
+_NO_NAMES = ("scratch", "timm", "hf-hub")  # mean something else to --init
 _FILE_SUFFIXES = (SUFFIX, ".pt", ".pth", ".bin", ".ckpt", ".tar")
 
 
@@ -138,6 +140,20 @@ def default_weights_dir() -> Path:
 def weights_path(weights_dir: Path, model: str, name: str) -> Path:
     """Where the store keeps the weights that a pretraining called ``name`` gave ``model``."""
     return Path(weights_dir) / f"{model}.{name}{SUFFIX}"
+
+
+def check_name(recipe: str) -> None:
+    """Make sure that weights of this name can be asked for with ``--init``.
+
+    Raises:
+        ConfigError: it would mean something else there, or cannot stand in the name of a file.
+    """
+    usable = re.fullmatch(r"[\w.+-]+", recipe) and not looks_like_file(recipe)
+    if not usable or recipe in _NO_NAMES:
+        raise ConfigError(
+            f"--recipe '{recipe}' cannot be a name for --init: expected letters, digits and ._+-, "
+            f"no ending of a file, and none of {', '.join(_NO_NAMES)}"
+        )
 
 
 def list_weights(weights_dir: Path) -> dict[Path, WeightsRecord | WeightsError | None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Callable
@@ -225,6 +226,17 @@ def test_a_full_disk_is_told_before_training(
         DogmedError, match=r"has 1.0 kB free, and the checkpoints of this model take"
     ):
         run_tiny()
+
+
+@pytest.mark.parametrize("name", ["../mine", "scratch", "mine.pt", ""])
+def test_a_recipe_of_ones_own_needs_a_name_that_init_takes(
+    make_config: MakeConfig, tmp_path: Path, name: str
+) -> None:
+    config = dataclasses.replace(make_config(), recipe=name)
+    for start in (pretrain, lambda config: commands.command(**vars(config))):
+        with pytest.raises(DogmedError, match="cannot be a name for --init"):
+            start(config)
+    assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.parametrize(
