@@ -23,7 +23,7 @@ from pathlib import Path
 
 import psutil
 
-MODELS = ("dognext_test", "test_convnext2")
+MODELS = ("dognext_test", "test_resnet")
 KILLS = 2
 TIMES = ("seconds", "hours", "images_per_second")  # columns named so are measured anew
 
