@@ -301,6 +301,7 @@ def test_a_study_without_a_finished_trial_says_why(
     assert not (tmp_path / "tuned").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", ["file", "database"])
 def test_two_workers_on_one_study_outlive_the_death_of_one(
     place: str, make_tuning: Make, tmp_path: Path, request: pytest.FixtureRequest
