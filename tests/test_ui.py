@@ -138,3 +138,32 @@ def test_a_tracking_server_is_used_and_its_address_is_printed(tmp_path, monkeypa
         serve(tmp_path)
         assert capsys.readouterr().out.startswith(f"{server}/#/experiments/2/runs?")
     assert len(list((tmp_path / "mlartifacts").rglob("best.safetensors"))) == 2
+
+
+def test_it_opens_the_benchmark_and_groups_by_what_differs(tmp_path):
+    """The newest benchmark's experiment comes before that of a newer run."""
+    import json
+
+    from dogmed.tracking import KIND_TAG, find_comparison, open_store, share_comparison
+
+    def run(experiment: str, name: str, **tags: str) -> None:
+        ledger = tmp_path / experiment / name / "mlflow.json"
+        Run.start(default_uri(tmp_path), experiment, name, params={}, tags=tags, out=tmp_path,
+                  ledger=ledger).end("FINISHED")  # fmt: skip
+
+    run("bench", "parent", **{KIND_TAG: "benchmark"})
+    for seed in ("0", "1"):
+        for model in ("a", "b"):
+            for task, size in (("x", "28"), ("y", "64")):
+                run("bench", f"{task}{model}{seed}", task=task, size=size, model=model, seed=seed)
+    run("other", "newer", model="c")
+    client = open_store(default_uri(tmp_path), tmp_path)
+    experiment = find_comparison(client)
+    assert client.get_experiment(experiment).name == "bench"
+    assert share_comparison(client, experiment).endswith("viewStateShareKey=dogmed")
+    state = json.loads(client.get_experiment(experiment).tags["mlflow.sharedViewState.dogmed"])
+    groups = [key["groupByData"] for key in state["groupBy"]["groupByKeys"]]
+    assert groups == ["task", "model"], "size follows from the task, seeds are averaged"
+    assert "parent" not in {
+        run.info.run_name for run in client.search_runs([experiment], state["searchFilter"])
+    }

@@ -38,8 +38,12 @@ DATABASE_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 
 
 def default_uri(out: Path) -> str:
-    """Name the store: ``MLFLOW_TRACKING_URI`` if set, else the sqlite file under ``out``."""
+    """Name the store: ``MLFLOW_TRACKING_URI`` if set, else the sqlite file under ``out``.
+
+    PostgreSQL without a driver is PostgreSQL by psycopg2, the one of the extra ``postgresql``.
+    """
     given = os.environ.get("MLFLOW_TRACKING_URI", "").strip()
+    given = re.sub(r"^postgresql://", "postgresql+psycopg2://", given)
     return given or f"sqlite:///{(out / 'mlflow.db').resolve().as_posix()}"
 
 

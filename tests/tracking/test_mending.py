@@ -192,7 +192,7 @@ def test_nothing_to_sync_and_no_store_are_told_in_one_line(out, monkeypatch):
     with pytest.raises(DataError, match="is not a folder"):
         sync([out / "nothing"], out)
     make_run(out, "run")
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql://me:secret@127.0.0.1:9/x")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql+psycopg2://me:secret@127.0.0.1:9/x")
     with pytest.raises(DataError, match=r"me:\*\*\*@.* cannot be used") as error:
         sync((), out)
     assert "\n" not in str(error.value)

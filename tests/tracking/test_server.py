@@ -20,7 +20,7 @@ from dogmed.finetune.config import FinetuneConfig
 from dogmed.finetune.run import finetune
 from dogmed.runs import RunFolder
 from dogmed.sync import sync
-from dogmed.tracking import Run, open_store
+from dogmed.tracking import Run, default_uri, open_store
 
 pytestmark = pytest.mark.slow
 
@@ -71,7 +71,8 @@ def server(postgresql_server, tmp_path_factory) -> Iterator[Server]:
     with connection.cursor() as cursor:
         cursor.execute("CREATE DATABASE mlflow")
     connection.close()
-    running = Server(f"{postgresql_server}/mlflow", tmp_path_factory.mktemp("server"))
+    store = postgresql_server.replace("postgresql:", "postgresql+psycopg2:") + "/mlflow"
+    running = Server(store, tmp_path_factory.mktemp("server"))
     running.start()
     yield running
     running.kill()
@@ -133,21 +134,22 @@ def test_training_goes_on_without_the_server_and_sync_mends_it(
     assert len(client.search_model_versions("name = 'dogmed-breastmnist-synthetic-28'")) == 1
 
 
-def _log(uri: str, out: Path, barrier, results) -> None:
+def _log(out: Path, barrier, results) -> None:
     barrier.wait(120)
+    uri = default_uri(out)
     run = Run.start(uri, "e", "n", params={}, tags={}, out=out, ledger=out / "mlflow.json")
     run.log_metrics({"a": 1.0}, 1)
     run.end("FINISHED")
     results.put(run.lost)
 
 
-def test_machines_may_meet_on_a_fresh_postgresql(postgresql, tmp_path):
+def test_machines_may_meet_on_a_fresh_postgresql(postgresql, tmp_path, monkeypatch):
     """Each has an ``out`` of its own, as machines without a shared disk have."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", postgresql)
     context = multiprocessing.get_context("spawn")
     barrier, results = context.Barrier(3), context.Queue()
     processes = [
-        context.Process(target=_log, args=(postgresql, tmp_path / str(k), barrier, results))
-        for k in range(3)
+        context.Process(target=_log, args=(tmp_path / str(k), barrier, results)) for k in range(3)
     ]
     for process in processes:
         process.start()
@@ -155,6 +157,6 @@ def test_machines_may_meet_on_a_fresh_postgresql(postgresql, tmp_path):
     for process in processes:
         process.join(60)
     assert lost == [False] * 3
-    client = open_store(postgresql, tmp_path)
+    client = open_store(default_uri(tmp_path), tmp_path)
     runs = client.search_runs([e.experiment_id for e in client.search_experiments()])
     assert [run.info.status for run in runs] == ["FINISHED"] * 3
