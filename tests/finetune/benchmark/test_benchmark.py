@@ -23,8 +23,9 @@ import torch
 from filelock import FileLock
 
 from dogmed import cli, config
+from dogmed.console import Console
 from dogmed.errors import ConfigError, Interrupted, WeightsError
-from dogmed.finetune.benchmark.board import seconds_left
+from dogmed.finetune.benchmark.board import Board, seconds_left
 from dogmed.finetune.benchmark.cells import find_cells
 from dogmed.finetune.benchmark.matrix import BenchmarkConfig, combine
 from dogmed.finetune.benchmark.sitting import benchmark
@@ -341,3 +342,35 @@ def test_killed_in_the_middle_it_is_continued_by_the_same_command(
     tables = [[row | {"seconds": ""} for row in read_table(folder)] for folder in (out, whole)]
     assert tables[0] == tables[1]  # equal to the undisturbed one
     assert [row["state"] for row in tables[0]] == ["done", "done"]
+
+
+class Queue(Here):
+    """A cluster that begins a job only when it is asked a third time what waits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked, self.queue = 0, list[Job]()
+
+    def start(self, job: Job) -> None:
+        self.queue.append(job)
+
+    def waiting(self) -> set[str]:
+        self.asked += 1
+        return {job.name for job in self.queue} if self.asked < 3 else set()
+
+    def ended(self) -> dict[str, int]:
+        if self.asked >= 3 and self.queue:
+            super().start(self.queue.pop())
+        return super().ended()
+
+
+def test_a_cell_that_waits_on_a_cluster_is_not_told_as_running(
+    parse: Parse, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cells = find_cells(parse("--task=breastmnist", "--data=synthetic"))
+    cells[0].queue()
+    assert "0 running, 0 to do, 1 queued" in Board(cells, 1, Console(True)).summary()
+    queue = Queue()
+    assert benchmark(parse("--task=breastmnist", "--data=synthetic"), queue) == 0
+    assert queue.asked >= 3
+    assert capsys.readouterr().out.count("] begin ") == 1
