@@ -21,6 +21,7 @@ from dogmed.finetune.report.cells import (
     text,
 )
 from dogmed.finetune.report.grouping import Group, Setup, TestSet, setups
+from dogmed.stats.compare import BOTH, IMAGES
 
 NAMES = {"acc": "ACC", "auc": "AUC"}
 QUESTIONS = {
@@ -220,11 +221,12 @@ def comparisons(found: Analysis, question: str, metric: str) -> Table:
     with_mcnemar = any(c.mcnemar for c in chosen)
     columns += ["McNemar"] if with_mcnemar else []
     table = Table(f"compare_{question}_{metric}", f"{QUESTIONS[question].capitalize()}, {NAMES[metric]}",
-                  "first vs second", [Cell(c) for c in [*columns, "verdict"]])  # fmt: skip
+                  "first vs second", [Cell(c) for c in ["verdict", *columns]])  # fmt: skip
     for c in chosen:
         assert c.b is not None
         d, pair = c.difference, versus(c.a, c.b)
         cells = [
+            text(c.verdict, mark=c.verdict),
             Cell(points(d.value)),
             Cell(between(d.low, d.high), interval=(d.value, d.low, d.high)),
             Cell(p_value(d.p)),
@@ -232,7 +234,6 @@ def comparisons(found: Analysis, question: str, metric: str) -> Table:
         ]
         if with_mcnemar:
             cells.append(_mcnemar(c))
-        cells.append(text(c.verdict, mark=c.verdict))
         under = "; ".join(part for part in (
             c.where.name, pair.sub, f"UNEQUAL: {c.unequal}" if c.unequal else "", _luck(c)
         ) if part)  # fmt: skip
@@ -245,7 +246,7 @@ def comparisons(found: Analysis, question: str, metric: str) -> Table:
         f"variance of the seeds added where there are several. Holm over the {size} comparisons of this table "
         "(synthetic data apart)."
     ]
-    if any(c.difference.covers == "test images" for c in chosen):
+    if any(c.difference.covers == IMAGES for c in chosen):
         table.notes.append(
             "One seed each: the interval knows the luck of the test images and nothing of the seed's, so "
             "that even better or worse may be luck."
@@ -267,8 +268,10 @@ def _mcnemar(c: Comparison) -> Cell:
 
 
 def _luck(c: Comparison) -> str:
-    covers = c.difference.covers
-    return "one seed each" if covers == "test images" else ""
+    """What the interval does not know, where that is the luck of the seed."""
+    if c.difference.covers == IMAGES:
+        return "one seed each"
+    return "" if c.difference.covers == BOTH else f"the interval covers {c.difference.covers}"
 
 
 def over_tasks(of: OverTasks) -> Table:
