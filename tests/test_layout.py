@@ -96,7 +96,7 @@ def test_the_wheel_holds_dogmed_and_nothing_else(tmp_path: Path) -> None:
     (wheel,) = (copy / "dist").glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
     assert {name.split("/")[0].split("-")[0] for name in names} == {"dogmed"}
-    expected = {name for name in tracked if name.endswith((".py", ".yaml"))}
+    expected = {name for name in tracked if name.endswith((".py", ".yaml", ".html", ".css"))}
     expected = {
         name if name.startswith("dogmed/") else f"dogmed/{name}"
         for name in expected
