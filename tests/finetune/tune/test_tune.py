@@ -237,6 +237,8 @@ def test_a_finished_study_tells_its_outcome_again(
 def test_the_test_split_is_never_read(
     make_tuning: Make, cache_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    undisturbed = make_tuning(tmp_path / "b", "--trials=2")
+    work(undisturbed, "breastmnist")
     cache = tmp_path / "cache"
     shutil.copytree(cache_dir, cache)
     (images,) = cache.glob("prepared/*breast*/test_images.npy")
@@ -251,8 +253,6 @@ def test_the_test_split_is_never_read(
     monkeypatch.setattr(Prepared, "_array", guarded)
     config = make_tuning(tmp_path / "a", f"--cache-dir={cache}", "--trials=2")
     work(config, "breastmnist")
-    undisturbed = make_tuning(tmp_path / "b", "--trials=2")
-    work(undisturbed, "breastmnist")
     assert values_of(open_work(config, "breastmnist")) == values_of(
         open_work(undisturbed, "breastmnist")
     )
