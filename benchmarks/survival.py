@@ -54,7 +54,8 @@ def survive(out: Path, tasks: str, jobs: int, rng: random.Random) -> int:
     print(
         f"undisturbed: {cells} cells in {seconds:.0f} s, {seconds / cells:.1f} s a cell", flush=True
     )
-    for after in sorted(rng.sample(range(1, cells), KILLS)):
+    # each run under way may end before the kill: something must be left to do then
+    for after in sorted(rng.sample(range(cells - jobs), KILLS)):
         process = subprocess.Popen(command(disturbed, out, tasks, jobs), stdout=subprocess.DEVNULL)
         while process.poll() is None and len(finished(disturbed)) < after:
             time.sleep(0.05)
