@@ -67,6 +67,7 @@ def sync(folders: Sequence[Path], out: Path) -> int:
         why = shown(str(error).strip().partition("\n")[0])
         raise DataError(f"the MLflow store {shown(uri)} cannot be used: {why}") from error
     print(f"MLflow at {shown(uri)}")
+    told_in_a_line: tuple[type[Exception], ...] = (DogmedError, *store_errors())
     mended, failed, changed = [], 0, 0
     keys: dict[str, str] = {}  # of the runs that others may be nested under, by the ids they had
     for path in _parents_first(ledgers, _find(out)):
@@ -80,7 +81,7 @@ def sync(folders: Sequence[Path], out: Path) -> int:
             mended.append(book)
             changed += free and bool(done)
             print(f"{_named(path.parent, out)}: {', '.join(done) or 'in order'}", flush=True)
-        except (DogmedError, *store_errors()) as error:
+        except told_in_a_line as error:
             failed += 1
             why = shown(str(error).strip().partition("\n")[0])
             print(f"FAILED  {_named(path.parent, out)}: {why}", file=sys.stderr, flush=True)

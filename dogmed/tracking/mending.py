@@ -99,7 +99,7 @@ def _mend_facts(client: MlflowClient, run: Run, book: Ledger) -> Iterator[str]:
         )
     known = {
         (i.dataset.name, i.dataset.digest, tag.value)
-        for i in run.inputs.dataset_inputs
+        for i in (run.inputs.dataset_inputs if run.inputs else ())
         for tag in i.tags
     }
     new = [entry for entry in book.datasets if (entry[0], entry[2], entry[3]) not in known]

@@ -67,11 +67,11 @@ def _state(groups: list[str]) -> dict[str, Any]:
     ]
     layout = {"display": True, "isReordered": False, "columns": 2, "cardHeight": 360}
     common: dict[str, Any] = {"isGenerated": False, "deleted": False}
-    bars = [
+    bars: list[dict[str, Any]] = [
         {"type": "BAR", "uuid": f"dogmed-{name}", "metricSectionId": test, "metricKey": name}
         for name in BARS
     ]
-    lines = [
+    lines: list[dict[str, Any]] = [
         {
             "type": "LINE",
             "uuid": f"dogmed-{name}",

@@ -16,7 +16,7 @@ from dogmed.finetune.benchmark.cells import Cell
 from dogmed.runs import write_atomic
 
 COLUMNS = (
-    "task", "source", "size", "model", "init", "train_fraction", "seed", "state",
+    "task", "source", "size", "model", "init", "train_fraction", "label", "seed", "state",
     "acc", "acc_low", "acc_high", "auc", "auc_low", "auc_high", "best_epoch", "seconds", "folder",
     "note",
 )  # fmt: skip
@@ -139,14 +139,25 @@ def write_results(cells: Iterable[Cell], path: Path, out: Path) -> None:
             "folder": cell.folder.root.relative_to(out).as_posix(),
             "note": cell.note,
         }
-        shared = ("size", "model", "init", "train_fraction", "seed")
+        shared = ("size", "model", "init", "train_fraction", "label", "seed")
         writer.writerow(row | {name: getattr(config, name) for name in shared})
     write_atomic(path, text.getvalue())
 
 
 def print_results(cells: Sequence[Cell], out: Path) -> None:
     """Print a row a cell."""
-    head = ("task", "model", "init", "train", "seed", "ACC (test)", "AUC (test)", "time", "folder")
+    head = (
+        "task",
+        "model",
+        "init",
+        "train",
+        "label",
+        "seed",
+        "ACC (test)",
+        "AUC (test)",
+        "time",
+        "folder",
+    )
     rows = [head]
     for cell in cells:
         config, result = cell.config, cell.result
@@ -157,7 +168,8 @@ def print_results(cells: Sequence[Cell], out: Path) -> None:
         if result is not None:
             scores = (_score(result, "acc"), _score(result, "auc"), duration(result["seconds"]))
         rows.append((name, config.model, config.init, f"{config.train_fraction:g}",
-                     str(config.seed), *scores, cell.folder.root.relative_to(out).as_posix()))  # fmt: skip
+                     config.label, str(config.seed), *scores,
+                     cell.folder.root.relative_to(out).as_posix()))  # fmt: skip
     table(rows)
 
 

@@ -49,7 +49,10 @@ class Cell:
     def title(self) -> str:
         config = self.config
         share = f" {config.train_fraction:g} of train" if config.train_fraction < 1 else ""
-        return f"{self.data.task.name} {config.model} {config.init}{share} seed {config.seed}"
+        label = f" {config.label}" if config.label else ""
+        return (
+            f"{self.data.task.name} {config.model} {config.init}{share}{label} seed {config.seed}"
+        )
 
     @property
     def work(self) -> float:

@@ -10,7 +10,10 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from dogmed.config import to_yaml
 from dogmed.console import Console, Stopper
@@ -75,6 +78,18 @@ def benchmark(
     return 1 if failed else 0
 
 
+@dataclass
+class Running:
+    """A cell that this process has started."""
+
+    cell: Cell
+    log: Path
+    written: int
+    """Bytes that the log had before."""
+    claim: FileLock
+    """Held so long: another benchmark of the same matrix starts other cells."""
+
+
 class Sitting:
     """The work on a matrix from one call of the command to its end, or to a stop.
 
@@ -90,7 +105,7 @@ class Sitting:
         self.folder = out / "benchmark" / "cells"
         self.board = board.Board(cells, executor.slots, console)
         self._queue = [cell for cell in cells if cell.state == "to do"]
-        self._running: dict[str, tuple[Cell, Path, int]] = {}  # with its log and where it begins
+        self._running: dict[str, Running] = {}
 
     def run(self) -> None:
         """Run all cells to do.
@@ -120,8 +135,9 @@ class Sitting:
                 self.board.close()
                 if self._running:
                     self.executor.kill()
-                for cell, _, _ in self._running.values():
-                    cell.state = "to do"
+                for started in self._running.values():
+                    started.cell.state = "to do"
+                    started.claim.release()
         if stopper.requested and any(cell.state == "to do" for cell in self.cells):
             done = sum(cell.state == "done" for cell in self.cells)
             raise Interrupted(
@@ -134,39 +150,50 @@ class Sitting:
         for cell in list(self._queue):
             if len(self._running) >= self.executor.slots:
                 return
+            claim = FileLock(self._file(cell, "claim"), timeout=0)
+            try:
+                claim.acquire()
+            except Timeout:
+                continue
             if cell.is_busy():
+                claim.release()
                 continue
             self._queue.remove(cell)
             if cell.config.resume == "auto":
                 cell.look()  # another process may have done it
             if cell.state == "done":
+                claim.release()
                 self.board.ended(cell)
             else:
-                self._start(cell)
+                self._start(cell, claim)
 
-    def _start(self, cell: Cell) -> None:
-        name = cell.key.replace("/", "+")
-        options, log = (self.folder / f"{name}.{suffix}" for suffix in ("yaml", "log"))
+    def _file(self, cell: Cell, suffix: str) -> Path:
+        return self.folder / f"{_name(cell)}.{suffix}"
+
+    def _start(self, cell: Cell, claim: FileLock) -> None:
+        options, log = (self._file(cell, suffix) for suffix in ("yaml", "log"))
         write_atomic(options, to_yaml(cell.config))
         written = log.stat().st_size if log.is_file() else 0
         cell.queue()
-        self._running[name] = cell, log, written
+        self._running[_name(cell)] = Running(cell, log, written, claim)
         words = (sys.executable, "-m", "dogmed", "finetune", "--config", str(options))
-        self.executor.start(Job(name, words, log))
+        self.executor.start(Job(_name(cell), words, log))
         self._note_begun()
 
     def _note_begun(self) -> None:
         """Take note of the cells that no longer wait for their turn on a cluster."""
         waiting = self.executor.waiting()
-        for name, (cell, _, _) in self._running.items():
-            if cell.state == "queued" and name not in waiting:
-                cell.begin()
-                self.board.event(cell, "begin" if cell.whole else "continue")
+        for name, started in self._running.items():
+            if started.cell.state == "queued" and name not in waiting:
+                started.cell.begin()
+                self.board.event(started.cell, "begin" if started.cell.whole else "continue")
 
     def _collect(self, *, stopping: bool) -> None:
         """Take note of the cells that have ended."""
         for name, code in self.executor.ended().items():
-            cell, log, written = self._running.pop(name)
+            started = self._running.pop(name)
+            cell = started.cell
+            started.claim.release()
             if cell.state == "queued":  # it was over before anybody looked
                 cell.begin()
             wall = time.monotonic() - cell.began
@@ -178,7 +205,8 @@ class Sitting:
                 cell.state, cell.result = "to do", None
                 self.board.event(cell, "stopped")
             else:
-                self._fail(cell, f"{_last_words(log, written, code)} ({log})")
+                words = _last_words(started.log, started.written, code)
+                self._fail(cell, f"{words} ({started.log})")
 
     def _fail(self, cell: Cell, why: str) -> None:
         cell.result, cell.note = None, why
@@ -206,6 +234,11 @@ def _refuse_missing(
             f"{count} of {len(cells)} cells have no initial weights; nothing was started. "
             "Make them as told above, or give --skip-missing to do the others"
         )
+
+
+def _name(cell: Cell) -> str:
+    """The cell's, as a job and in names of files."""
+    return cell.key.replace("/", "+")
 
 
 def _last_words(log: Path, start: int, code: int) -> str:

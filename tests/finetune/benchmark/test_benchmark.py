@@ -245,6 +245,24 @@ def test_a_cell_that_another_process_runs_is_waited_for(parse: Parse) -> None:
     assert find_cells(runs)[0].state == "done"
 
 
+def test_a_cell_that_another_benchmark_has_claimed_is_left_to_it(parse: Parse, out: Path) -> None:
+    """Between a start and the run's own lock lie seconds, in which others must not start it too."""
+    runs = parse("--task=breastmnist", "--data=synthetic", "--seeds=2")
+    first, second = find_cells(runs)
+    claim = out / "benchmark" / "cells" / f"{first.key.replace('/', '+')}.claim"
+    claim.parent.mkdir(parents=True)
+    here = Here()
+    with FileLock(claim):
+        worker = threading.Thread(target=benchmark, args=[runs], kwargs={"executor": here})
+        worker.start()
+        while not second.folder.result.is_file() and worker.is_alive():
+            time.sleep(0.1)
+        assert [name.rpartition("+")[2] for name in here.started] == ["seed1"]
+    worker.join()
+    assert [name.rpartition("+")[2] for name in here.started] == ["seed1", "seed0"]
+    assert [cell.state for cell in find_cells(runs)] == ["done", "done"]
+
+
 def test_the_time_left_follows_each_model_s_pace(parse: Parse) -> None:
     runs = parse(
         "--task=breastmnist", "--data=synthetic", "--seeds=2", "--model=dognext_test,resnet18"
