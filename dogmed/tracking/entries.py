@@ -14,6 +14,7 @@ from dogmed.tracking.store import KEY_TAG, find_run
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Run
 
 PARENT_TAG = "mlflow.parentRunId"
 KIND_TAG = "dogmed.kind"
@@ -109,6 +110,12 @@ def log_model(client: MlflowClient, experiment_id: str, run_id: str, path: Path,
     client.finalize_logged_model(model.model_id, "READY")
     client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
     return str(model.model_id)
+
+
+def model_of(run: Run) -> str | None:
+    """The run's logged model, if its files have arrived."""
+    outputs = run.outputs.model_outputs if run.outputs else []
+    return str(outputs[-1].model_id) if outputs else None
 
 
 def close(client: MlflowClient, key: str) -> bool:

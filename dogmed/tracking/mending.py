@@ -149,7 +149,7 @@ def _mend_artifacts(
 def _mend_weights(
     client: MlflowClient, run: Run, book: Ledger, missing: list[str]
 ) -> Iterator[str]:
-    model_id = model_of(run)
+    model_id = entries.model_of(run)
     if book.weights and model_id is None:
         name, title = book.weights
         if book.file(name).is_file():
@@ -172,12 +172,6 @@ def _mend_status(client: MlflowClient, run: Run, book: Ledger) -> Iterator[str]:
         ended = run.info.end_time or int(_ended(book) * 1000)
         client.set_terminated(run.info.run_id, book.status, max(ended, run.info.start_time))
         yield f"{run.info.status} -> {book.status}"
-
-
-def model_of(run: Run) -> str | None:
-    """The run's logged model, if its files have arrived."""
-    outputs = run.outputs.model_outputs if run.outputs else []
-    return str(outputs[-1].model_id) if outputs else None
 
 
 def _began(book: Ledger) -> float:

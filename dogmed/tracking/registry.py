@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from filelock import FileLock, Timeout
 
 from dogmed.errors import DogmedError
+from dogmed.tracking.entries import model_of
 from dogmed.tracking.ledger import Ledger
-from dogmed.tracking.mending import model_of
 from dogmed.tracking.store import LOCK_SECONDS, find_run, open_store, store_errors
 
 if TYPE_CHECKING:

@@ -59,6 +59,7 @@ class Run:
         self.run_id: str | None = None
         self.lost = False
         self._experiment_id = ""
+        self._model_id: str | None = None
         self._logged: dict[str, int] = {}  # metric -> last step logged in an earlier sitting
         self._opened = False
 
@@ -191,6 +192,7 @@ class Run:
         else:
             run_id, known = earlier.info.run_id, earlier.data.params
             self._experiment_id = earlier.info.experiment_id
+            self._model_id = entries.model_of(earlier)
             client.update_run(run_id, status="RUNNING")
             for key in earlier.data.metrics:
                 self._logged[key] = max(m.step for m in client.get_metric_history(run_id, key))
@@ -219,9 +221,12 @@ class Run:
 
     @_guarded
     def _log_weights(self, path: Path) -> None:
-        name = self.ledger.weights[1]
-        model_id = entries.log_model(self._client, self._experiment_id, self._id, path, name)
-        self._log_batch(self.ledger.scores, 0, model_id)
+        if self._model_id is None:  # else a sitting that died afterwards has logged them
+            name = self.ledger.weights[1]
+            self._model_id = entries.log_model(
+                self._client, self._experiment_id, self._id, path, name
+            )
+        self._log_batch(self.ledger.scores, 0, self._model_id)
 
     def _log_batch(
         self, metrics: Mapping[str, float | None], step: int, model_id: str | None = None

@@ -63,7 +63,8 @@ def tracked_call(cells: Sequence[Cell], out: Path) -> Iterator[None]:
             if not run.lost:
                 tracking.close_dead(uri, out, calls.glob(f"*/{NAME}"))
             yield
-            status = "FINISHED"
+            failed = any(cell.state == "failed" for cell in cells)
+            status = "FAILED" if failed else "FINISHED"
         except KeyboardInterrupt:
             status = "KILLED"
             raise

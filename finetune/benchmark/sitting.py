@@ -204,6 +204,10 @@ class Sitting:
             elif stopping:
                 cell.state, cell.result = "to do", None
                 self.board.event(cell, "stopped")
+            elif cell.is_busy():  # it ended because another process runs this very run
+                cell.state, cell.attempts = "to do", cell.attempts - 1
+                self._queue.append(cell)
+                self.board.event(cell, "waits")
             else:
                 words = _last_words(started.log, started.written, code)
                 self._fail(cell, f"{words} ({started.log})")

@@ -176,6 +176,17 @@ def test_weights_round_trip_as_a_logged_model(out, tmp_path):
     assert torch.equal(load_file(copies[0])["w"], torch.arange(5.0))
 
 
+def test_a_sitting_that_scores_once_more_logs_no_second_model(out):
+    path = out / "run" / "best.safetensors"
+    for _ in range(2):  # the first is killed before it could say that the run is finished
+        run = start(out)
+        path.write_bytes(b"weights")
+        run.log_weights(path, "best", {"test_auc": 0.9})
+    (output,) = stored(out, run.run_id).outputs.model_outputs
+    model = open_store(default_uri(out), out).get_logged_model(output.model_id)
+    assert {m.key: m.value for m in model.metrics} == {"test_auc": 0.9}
+
+
 def test_datasets_are_named_with_their_use(out):
     run = start(out)
     run.log_dataset("breastmnist-224", "https://example.org/b.npz", "a" * 64, "train")
