@@ -15,6 +15,8 @@ from dogmed.errors import ConfigError
 from dogmed.finetune.config import Count
 from dogmed.finetune.executors.base import Executor
 
+SIGNAL_SECONDS = 90  # before Slurm's time limit; a quarter of a short one
+
 
 @configclass
 class RayConfig:
@@ -100,6 +102,8 @@ def build_executor(options: ExecutorConfig, device: str) -> Executor:
         "mem_gb": slurm.memory,
         "slurm_partition": slurm.partition,
         "slurm_account": slurm.account,
+        "slurm_signal_delay_s": min(SIGNAL_SECONDS, slurm.minutes * 60 // 4),
+        "slurm_srun_args": [f"--cpus-per-task={slurm.cpus}"],  # from 22.05 on not that of sbatch
         "slurm_additional_parameters": _sbatch_options(slurm.options),
     }
     return Slurm(parameters, options.jobs)

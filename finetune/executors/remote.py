@@ -10,7 +10,7 @@ import os
 import platform
 import signal
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,10 @@ class Remote:
         job, _ = self._given.pop(name)
         _request(job.log).unlink(missing_ok=True)
 
+    def _give_up(self, name: str) -> None:
+        """Forget a job that may still begin; the file that asks it to end stays."""
+        del self._given[name]
+
     def _ask(self, name: str, what: str) -> None:
         _request(self._given[name][0].log).write_text(what)
 
@@ -54,7 +58,9 @@ class Remote:
             log.write(f"dogmed: {words}\n")
 
 
-def run_job(job: Job, folder: Path, environment: Mapping[str, str]) -> int:
+def run_job(
+    job: Job, folder: Path, environment: Mapping[str, str], all_signalled: bool = False
+) -> int:
     """Run a job's command here and wait for it.
 
     Its end is asked for by SIGTERM, by SIGUSR2 (Slurm's warning of the time limit) or by the file.
@@ -63,6 +69,8 @@ def run_job(job: Job, folder: Path, environment: Mapping[str, str]) -> int:
         job: its log is on a file system that both machines see.
         folder: where relative paths begin.
         environment: variables for those that this process lacks.
+        all_signalled: the cluster sends signals to every process of the job, as Slurm does. SIGTERM is then
+            not passed on: a second one would end the command before its state is saved.
 
     Returns:
         The exit code; minus the signal's number where one ended it.
@@ -81,10 +89,10 @@ def run_job(job: Job, folder: Path, environment: Mapping[str, str]) -> int:
             stdout=log,
             stderr=subprocess.STDOUT,
             env={**environment, **os.environ, **own},
-            start_new_session=True,
-            preexec_fn=end_with_parent(),
+            start_new_session=not all_signalled,
+            preexec_fn=_prepare(),
         )
-    with _passing_on(process):
+    with _passing_on(process, but=signal.SIGTERM if all_signalled else None):
         asked = None
         try:
             while True:
@@ -101,12 +109,25 @@ def run_job(job: Job, folder: Path, environment: Mapping[str, str]) -> int:
                 process.wait()
 
 
-@contextmanager
-def _passing_on(process: subprocess.Popen[bytes]) -> Iterator[None]:
-    """Turn the signals that tell this process to end into SIGTERM for the child."""
+def _prepare() -> Callable[[], None]:
+    """What a child does first: SIGUSR2 would end it, and is turned into SIGTERM by its parent."""
+    end = end_with_parent()
 
-    def tell(*_: Any) -> None:
-        process.terminate()
+    def prepare() -> None:
+        signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+        if end is not None:
+            end()
+
+    return prepare
+
+
+@contextmanager
+def _passing_on(process: subprocess.Popen[bytes], but: int | None) -> Iterator[None]:
+    """Turn the signals that tell this process to end into SIGTERM for the child, but for one."""
+
+    def tell(number: int, _: Any) -> None:
+        if number != but:
+            process.terminate()
 
     previous = {number: signal.signal(number, tell) for number in (signal.SIGTERM, signal.SIGUSR2)}
     try:

@@ -1,16 +1,19 @@
 """Jobs as Slurm jobs, through submitit: those that are given together are one array.
 
-submitit is an extra and is imported by this module only.
+submitit is an extra and is imported by this module only. What has become of a job is asked of squeue: submitit
+asks sacct, which many clusters lack, and then waits for ever for a job that was cancelled.
 """
 
 from __future__ import annotations
 
+import contextlib
+import math
 import os
 import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +23,13 @@ from dogmed.finetune.executors.remote import KILL, STOP, Remote, run_job
 
 QUEUE = 1000  # jobs given to Slurm at once; its arrays end at 1001 where nobody has changed that
 LOOK_SECONDS = 1.0
-ASK_SECONDS = 60.0  # between two calls of sacct
+ASK_SECONDS = 30.0  # between two calls of squeue, which knows a job for five minutes after its end
+ANSWER_SECONDS = 30.0  # that Slurm has for an answer
 GRACE_SECONDS = 15.0  # that a result may be late on a shared file system
+NO_ANSWER = (OSError, subprocess.SubprocessError)
+GONE = "Slurm knows it no more"
+OVER = {GONE, "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL"}
+OVER |= {"OUT_OF_MEMORY", "PREEMPTED", "TIMEOUT"}
 
 
 class Slurm(Remote):
@@ -30,97 +38,126 @@ class Slurm(Remote):
     Args:
         parameters: of a job, as submitit's ``AutoExecutor.update_parameters`` takes them.
         jobs: in the queue at once; None is all.
-        cluster: submitit's name of the place; ``local`` stands in for Slurm in tests.
 
     Raises:
-        ConfigError: submitit is not installed, or this machine knows no Slurm.
+        ConfigError: submitit is not installed, this machine knows no Slurm, or Slurm does not answer.
     """
 
-    def __init__(self, parameters: Mapping[str, Any], jobs: int | None, *, cluster: str = "slurm"):
+    def __init__(self, parameters: Mapping[str, Any], jobs: int | None):
         try:
             import submitit
         except ImportError:
             raise ConfigError(
                 "--executor slurm needs submitit: pip install 'dogmed[slurm]'"
             ) from None
-        if cluster == "slurm" and not (shutil.which("sbatch") and shutil.which("srun")):
+        if not (shutil.which("sbatch") and shutil.which("srun")):
             raise ConfigError("--executor slurm: no sbatch and srun on this machine")
+        try:
+            _ask_states()
+        except NO_ANSWER as error:
+            raise ConfigError(
+                f"--executor slurm: Slurm does not answer: {_reason(error)}"
+            ) from None
         super().__init__(jobs or QUEUE)
-        self._submitit, self._cluster, self._parameters = submitit, cluster, dict(parameters)
+        self._submitit, self._parameters = submitit, dict(parameters)
         self._new: list[Job] = []
         self._jobs: dict[str, Any] = {}
         self._over: dict[str, int] = {}  # codes of those that were cancelled
         self._late: dict[str, float] = {}  # since when a result is missed
-        self._looked = self._asked = time.monotonic()
+        self._states: dict[str, str] | None = None  # None until squeue has seen all jobs
+        self._looked = self._asked = self._tried = -math.inf
 
     def start(self, job: Job) -> None:
         self._give(job)
         self._new.append(job)
 
     def ended(self) -> dict[str, int]:
-        self._submit()
-        codes, self._over = self._over, {}
         now = time.monotonic()
+        if self._new and now - self._tried > ASK_SECONDS:
+            self._submit(now)
+        codes, self._over = self._over, {}
+        for name in codes:
+            self._give_up(name)
         if now - self._looked > LOOK_SECONDS:
             self._looked = now
-            codes |= self._look(now)
+            found = self._look(now)
+            for name in found:
+                self._take_back(name)
+            codes |= found
         for name in codes:
-            self._take_back(name)
             self._jobs.pop(name, None)
             self._late.pop(name, None)
         return codes
 
     def stop(self) -> None:
         self._drop_new()
-        waiting = self.waiting()
-        for name, job in self._jobs.items():
+        for name in self._jobs:
             self._ask(name, STOP)
-            if name in waiting:
-                job.cancel(check=False)
-                self._over[name] = -signal.SIGTERM
+        self._cancel(self.waiting() & self._jobs.keys(), signal.SIGTERM)
 
     def kill(self) -> None:
         self._drop_new()
-        for name, job in self._jobs.items():
+        for name in self._jobs:
             self._ask(name, KILL)
-            job.cancel(check=False)
-            self._over[name] = -signal.SIGKILL
+        self._cancel(self._jobs.keys(), signal.SIGKILL)
 
     def close(self) -> None:
         self.kill()
 
-    def _submit(self) -> None:
-        """Give Slurm what has come together."""
-        jobs, self._new = self._new, []
-        if not jobs:
-            return
+    def _submit(self, now: float) -> None:
+        """Give Slurm what has come together; later, where it does not answer.
+
+        Raises:
+            ConfigError: Slurm answers, and takes no such jobs.
+        """
+        jobs = self._new
         folder = jobs[0].log.parent.absolute() / "slurm"
-        executor = self._submitit.AutoExecutor(folder, cluster=self._cluster)
-        errors = (self._submitit.core.utils.FailedJobError, subprocess.SubprocessError, OSError)
+        executor = self._submitit.AutoExecutor(folder, cluster="slurm")
         try:
             executor.update_parameters(
                 name="dogmed", slurm_array_parallelism=len(jobs), **self._parameters
             )
             here = [Path.cwd()] * len(jobs)
-            given = executor.map_array(run_job, jobs, here, [dict(os.environ)] * len(jobs))
-        except errors as error:
+            given = executor.map_array(
+                run_job, jobs, here, [dict(os.environ)] * len(jobs), [True] * len(jobs)
+            )
+        except (self._submitit.core.utils.FailedJobError, *NO_ANSWER) as error:
+            try:
+                _ask_states()
+            except NO_ANSWER:
+                self._tried = now
+                return
             lines = [line for line in str(error).splitlines() if "sbatch" in line] or [str(error)]
             raise ConfigError(f"Slurm takes no such jobs: {lines[-1].strip()}") from None
+        self._new, self._states = [], None
         self._jobs |= {job.name: one for job, one in zip(jobs, given, strict=True)}
+
+    def _cancel(self, names: Iterable[str], number: int) -> None:
+        """Have Slurm end jobs; one that it does not reach ends when it begins, for it was asked to."""
+        ids = {name: self._jobs[name].job_id for name in names}
+        self._over |= dict.fromkeys(ids, -number)
+        if ids:
+            with contextlib.suppress(*NO_ANSWER):
+                _ask_slurm("scancel", *ids.values())
 
     def _look(self, now: float) -> dict[str, int]:
         """Exit codes of those whose result is there, or will never be."""
         if self._jobs and now - self._asked > ASK_SECONDS:
             self._asked = now
-            next(iter(self._jobs.values())).get_info(mode="force")  # of all that are known
+            with contextlib.suppress(*NO_ANSWER):
+                self._states = _ask_states()
         codes = {}
+        for folder in {job.paths.folder for job in self._jobs.values()}:
+            with contextlib.suppress(OSError):
+                folder.chmod(folder.stat().st_mode)  # has NFS look for new files
         for name, job in self._jobs.items():
-            if not job.done():
-                continue
+            state = "UNKNOWN" if self._states is None else self._states.get(job.job_id, GONE)
             if job.paths.result_pickle.exists():
                 codes[name] = self._code(name, job)
+            elif state not in OVER:
+                self._late.pop(name, None)
             elif now - self._late.setdefault(name, now) > GRACE_SECONDS:
-                words = f"Slurm job {job.job_id} is over ({job.state}), see {job.paths.folder}"
+                words = f"Slurm job {job.job_id} has ended ({state}), see {job.paths.folder}"
                 self._add_words(name, words)
                 codes[name] = 1
         return codes
@@ -135,3 +172,22 @@ class Slurm(Remote):
     def _drop_new(self) -> None:
         self._over |= {job.name: -signal.SIGTERM for job in self._new}
         self._new = []
+
+
+def _ask_states() -> dict[str, str]:
+    """The states of this user's jobs by their ids, of those too that ended minutes ago."""
+    said = _ask_slurm("squeue", "--me", "--array", "--noheader", "--states=all", "--format=%i|%T")
+    return dict(line.strip().split("|", 1) for line in said.splitlines() if "|" in line)
+
+
+def _ask_slurm(*words: str) -> str:
+    """What a command of Slurm's prints; the user's own habits of squeue do not count."""
+    environment = {name: value for name, value in os.environ.items() if "SQUEUE_" not in name}
+    return subprocess.run(
+        words, check=True, capture_output=True, text=True, timeout=ANSWER_SECONDS, env=environment
+    ).stdout
+
+
+def _reason(error: Exception) -> str:
+    said = error.stderr.strip() if isinstance(error, subprocess.CalledProcessError) else ""
+    return (said or str(error)).splitlines()[-1]
