@@ -131,7 +131,7 @@ def cost(sets: Sequence[TestSet], found: Analysis) -> Table:
 
 
 def tuned(out: Path) -> tuple[Table | None, list[str]]:
-    """Default against tuned options, from ``<out>/tuned/<task>.json``, and what could not be read."""
+    """Default against tuned options, from ``<out>/tuned/<task>/<setup>.json``, and what could not be read."""
     names = (
         "setup",
         "trials",
@@ -145,11 +145,11 @@ def tuned(out: Path) -> tuple[Table | None, list[str]]:
     table = Table("tuned", "Tuning", "task", [Cell(name) for name in names])
     problems: list[str] = []
     helped, metrics = Counter[str](), Counter[str]()
-    for file in sorted((out / "tuned").glob("*.json")):
+    for file in sorted((out / "tuned").glob("*/*.json")):
         try:
             rows = _tuned(json.loads(file.read_text()))
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            problems.append(f"tuned/{file.name}: damaged, or not an outcome of dogmed tune")
+            problems.append(f"{file.relative_to(out)}: damaged, or not an outcome of dogmed tune")
             continue
         for metric, row in rows.items():
             metrics[metric] += 1

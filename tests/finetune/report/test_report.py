@@ -316,7 +316,8 @@ def test_predictions_that_do_not_fit_are_refused_in_one_line(
 
 def test_tuning_that_did_not_help_is_said_not_to_have_helped(add_run: AddRun, out: Path) -> None:
     add_run()
-    (out / "tuned").mkdir()
+    folder = out / "tuned" / "breastmnist"
+    folder.mkdir(parents=True)
     seeds = {"acc": [0.80, 0.82], "auc": [0.9, 0.91]}
     facts = {
         "task": "breastmnist",
@@ -335,8 +336,8 @@ def test_tuning_that_did_not_help_is_said_not_to_have_helped(add_run: AddRun, ou
         },
         "verdict": "in words",
     }
-    (out / "tuned" / "breastmnist.json").write_text(json.dumps(facts))
-    (out / "tuned" / "pathmnist.json").write_text("{}")
+    (folder / "dognext_test-scratch-28.json").write_text(json.dumps(facts))
+    (folder / "damaged.json").write_text("{}")
     report = build(out)
     assert report.tuned is not None
     assert (
@@ -346,7 +347,7 @@ def test_tuning_that_did_not_help_is_said_not_to_have_helped(add_run: AddRun, ou
     shown = ["50", "1 h 0 min", "81.00", "82.00", "+1.00", "[−2.00, +4.00]", "noise"]
     assert [cell.text for cell in report.tuned.rows[0].cells][1:] == shown
     assert report.tuned.rows[1].cells[-1].mark == "better"
-    assert any("tuned/pathmnist.json" in note for note in report.notes)
+    assert any("tuned/breastmnist/damaged.json" in note for note in report.notes)
 
 
 def test_filters_keep_what_is_asked_for_and_refuse_what_is_not_there(
