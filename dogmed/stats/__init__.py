@@ -12,11 +12,11 @@ from dogmed.stats.compare import (
     Estimate,
     McNemar,
     Resampled,
-    difference_to_trivial,
     differences,
     estimates,
     mcnemar,
     resample,
+    trivial_answer,
     trivial_probabilities,
 )
 from dogmed.stats.seeds import SeedSummary, summarize, t_interval
@@ -43,7 +43,6 @@ __all__ = [
     "bootstrap_intervals",
     "bootstrap_replicates",
     "critical_difference",
-    "difference_to_trivial",
     "differences",
     "estimates",
     "friedman",
@@ -53,6 +52,7 @@ __all__ = [
     "resample",
     "summarize",
     "t_interval",
+    "trivial_answer",
     "trivial_probabilities",
     "wilcoxon",
 ]

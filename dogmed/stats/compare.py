@@ -12,7 +12,7 @@ Which variation an interval covers is written in its ``covers``.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import scipy.stats
@@ -44,6 +44,8 @@ class Resampled:
     scores: dict[str, Floats]
     replicates: dict[str, Floats]
     seed_variance: dict[str, float]
+    trained: bool = True
+    """False for an answer that no seed has a part in."""
 
     @property
     def seeds(self) -> int:
@@ -181,36 +183,34 @@ def differences(a: Resampled, b: Resampled, *, level: float = 0.95) -> dict[str,
         DataError: not the same test set, or not the same resamples of it.
     """
     _same_test_set(a, b)
-    covers = {
-        (False, False): IMAGES,
-        (True, True): BOTH,
-        (True, False): "test images and training seeds of the first model alone",
-        (False, True): "test images and training seeds of the second model alone",
-    }[a.seeds > 1, b.seeds > 1]
-    return _differences(a, b, level, covers)
+    check_level(level)
+    covers, found = _covers(a, b), {}
+    for name in a.scores:
+        if result := _infer(name, [(1, a), (-1, b)], level):
+            value, low, high, p = result
+            found[name] = Difference(value=value, low=low, high=high, p=p, covers=covers)
+    return found
 
 
-def difference_to_trivial(
-    model: Resampled, train_labels: ArrayLike, *, level: float = 0.95
-) -> dict[str, Difference]:
-    """Compare a model with always answering what is most frequent in training.
+def trivial_answer(beside: Resampled, train_labels: ArrayLike) -> Resampled:
+    """Evaluate always answering what is most frequent in training, on the resamples of a model.
+
+    No training gives that answer, so that it has no seeds whose luck could be missing in an interval.
 
     Args:
-        model: of any number of seeds; the trivial answer has none.
+        beside: any model on that test set.
         train_labels: (M, L) integers.
-        level: nominal coverage, in (0, 1).
 
     Raises:
-        ConfigError: a level outside (0, 1).
         DataError: training labels do not fit the task.
     """
     constant = trivial_probabilities(
-        model.kind, train_labels, size=len(model.labels), classes=model.classes
+        beside.kind, train_labels, size=len(beside.labels), classes=beside.classes
     )
-    trivial = resample(
-        model.kind, model.labels, [constant], resamples=model.resamples, seed=model.seed
+    answer = resample(
+        beside.kind, beside.labels, [constant], resamples=beside.resamples, seed=beside.seed
     )
-    return _differences(model, trivial, level, BOTH if model.seeds > 1 else IMAGES)
+    return replace(answer, trained=False)
 
 
 def trivial_probabilities(kind: str, train_labels: ArrayLike, *, size: int, classes: int) -> Floats:
@@ -261,14 +261,12 @@ def mcnemar(kind: str, labels: ArrayLike, a: ArrayLike, b: ArrayLike) -> McNemar
     return McNemar(only_a=only_a, only_b=only_b, p=min(1.0, p_value), exact=exact)
 
 
-def _differences(a: Resampled, b: Resampled, level: float, covers: str) -> dict[str, Difference]:
-    check_level(level)
-    found = {}
-    for name in a.scores:
-        if result := _infer(name, [(1, a), (-1, b)], level):
-            value, low, high, p = result
-            found[name] = Difference(value=value, low=low, high=high, p=p, covers=covers)
-    return found
+def _covers(a: Resampled, b: Resampled) -> str:
+    """Say which luck a difference knows: of images always, of seeds where a trained model has several."""
+    known = [model.seeds > 1 for model in (a, b) if model.trained]
+    if not any(known):
+        return IMAGES
+    return BOTH if all(known) else f"{BOTH} of the {'first' if known[0] else 'second'} model alone"
 
 
 def _infer(

@@ -19,12 +19,21 @@ EXACT_TASKS = 13  # up to which all 2^n signs are tried, ties and all
 
 @dataclass(frozen=True)
 class Wilcoxon:
-    """The smaller sum of signed ranks, its two-sided p-value, tasks compared and tasks that tie."""
+    """Sums of the ranks for and against the first, two-sided p-value, tasks compared and tasks that tie.
 
-    statistic: float
+    Which of the two is better is in ``plus`` and ``minus``; the mean difference may say otherwise.
+    """
+
+    plus: float
+    minus: float
     p: float
     tasks: int
     ties: int
+
+    @property
+    def smallest_p(self) -> float:
+        """What the exact test can give at best, with every task in favour of one: 2/2^tasks."""
+        return min(1.0, 2.0 ** (1 - self.tasks))
 
 
 @dataclass(frozen=True)
@@ -41,7 +50,7 @@ def wilcoxon(a: ArrayLike, b: ArrayLike) -> Wilcoxon:
     """Test by signed ranks whether one of two models tends to be better over tasks (Wilcoxon 1945).
 
     Tasks on which both score the same are left out; the p-value is exact up to ``EXACT_TASKS``
-    tasks, also where differences tie. All differences zero: p = 1.
+    tasks, also where differences tie. One difference or none: p = 1.
 
     Args:
         a: (T,) scores of one model, one a task.
@@ -61,14 +70,15 @@ def wilcoxon(a: ArrayLike, b: ArrayLike) -> Wilcoxon:
         )
     difference = (x - y).round(12)  # 0.3 - 0.2 and 0.2 - 0.1 tie
     difference = difference[difference != 0]
-    if not len(difference):
-        return Wilcoxon(0.0, 1.0, 0, len(x))
-    exact = len(difference) <= EXACT_TASKS
-    method = scipy.stats.PermutationMethod(n_resamples=2**EXACT_TASKS) if exact else "auto"
-    result = scipy.stats.wilcoxon(difference, method=method)
-    return Wilcoxon(
-        float(result.statistic), float(result.pvalue), len(difference), len(x) - len(difference)
-    )
+    ranks = scipy.stats.rankdata(np.abs(difference))
+    plus, minus = (float(ranks[side].sum()) for side in (difference > 0, difference < 0))
+    ties = len(x) - len(difference)
+    p = 1.0  # of a single difference or none, which scipy refuses
+    if len(difference) > 1:
+        exact = len(difference) <= EXACT_TASKS
+        method = scipy.stats.PermutationMethod(n_resamples=2**EXACT_TASKS) if exact else "auto"
+        p = float(scipy.stats.wilcoxon(difference, method=method).pvalue)
+    return Wilcoxon(plus, minus, p, len(difference), ties)
 
 
 def friedman(scores: ArrayLike) -> Friedman:

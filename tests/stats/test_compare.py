@@ -222,10 +222,14 @@ def test_the_trivial_answer_is_the_most_frequent_one(kind):
     assert trivial["acc"] == pytest.approx((constant == labels).mean())
     assert trivial["auc"] == 0.5
     model = stats.resample(kind, labels, runs, resamples=100)
-    found = stats.difference_to_trivial(model, train)
+    answer = stats.trivial_answer(model, train)
+    found = stats.differences(model, answer)
     mean = np.mean([score(kind, labels, run)["acc"] for run in runs])
     assert found["acc"].value == pytest.approx(mean - trivial["acc"])
     assert found["auc"].p < 0.05 and found["auc"].covers == "test images and training seeds"
+    assert stats.differences(answer, model)["acc"].covers == "test images and training seeds"
+    single = stats.resample(kind, labels, runs[:1], resamples=100)
+    assert stats.differences(single, answer)["acc"].covers == "test images"
 
 
 @pytest.mark.parametrize("flips", [0, 1, 4, 7, 40])
@@ -286,4 +290,4 @@ def test_wrong_input_is_refused_in_one_line():
     with pytest.raises(DataError, match="number of classes"):
         stats.resample("ordinal", grades, [r, np.hstack([r, r])])
     with pytest.raises(DataError, match="labels span"):
-        stats.difference_to_trivial(stats.resample(BINARY, labels, [p], resamples=5), [[0], [2]])
+        stats.trivial_answer(stats.resample(BINARY, labels, [p], resamples=5), [[0], [2]])

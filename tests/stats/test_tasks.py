@@ -67,7 +67,10 @@ def test_wilcoxon_is_that_of_scipy(tasks):
     rng = np.random.default_rng(tasks)
     a, b = rng.random(tasks), rng.random(tasks)
     found, reference = stats.wilcoxon(a, b), scipy.stats.wilcoxon(a, b, method="exact")
-    assert (found.statistic, found.p) == pytest.approx((reference.statistic, reference.pvalue))
+    smaller = min(found.plus, found.minus)
+    assert (smaller, found.p) == pytest.approx((reference.statistic, reference.pvalue))
+    one_sided = scipy.stats.wilcoxon(a, b, alternative="greater", method="exact")
+    assert found.plus == one_sided.statistic  # scipy's W+
     assert (found.tasks, found.ties) == (tasks, 0)
 
 
@@ -78,13 +81,28 @@ def test_wilcoxon_is_exact_with_ties():
     signs = np.array(list(itertools.product([0, 1], repeat=5)))
     plus = signs @ ranks
     found = stats.wilcoxon(a, b)
-    assert found.statistic == 3.5 and (found.tasks, found.ties) == (5, 1)
+    assert (found.plus, found.minus) == (11.5, 3.5) and (found.tasks, found.ties) == (5, 1)
     assert found.p == pytest.approx(min(1, 2 * (plus <= 3.5).mean()))
+
+
+def test_signed_ranks_may_say_otherwise_than_the_mean():
+    """Eleven small gains and one large loss: the test is of ranks, and so is its direction."""
+    gains = np.append(np.full(11, 0.25), -5.0)
+    found = stats.wilcoxon(gains, np.zeros(12))
+    assert gains.mean() < 0 and (found.plus, found.minus) == (66.0, 12.0)
+    plus = np.array([sum(s) for s in itertools.product(*[(0, 6)] * 11, (0, 12))])
+    assert found.p == pytest.approx(2 * (plus <= 12).mean()) and found.p < 0.05
+
+
+@pytest.mark.parametrize("tasks", [1, 5, 6, 12])
+def test_no_p_value_is_below_the_smallest(tasks):
+    found = stats.wilcoxon(np.arange(1.0, tasks + 1), np.zeros(tasks))
+    assert found.p == pytest.approx(found.smallest_p) and found.minus == 0
 
 
 def test_wilcoxon_of_a_model_and_itself():
     found = stats.wilcoxon([0.1, 0.2], [0.1, 0.2])
-    assert (found.p, found.tasks, found.ties) == (1.0, 0, 2)
+    assert (found.p, found.smallest_p, found.tasks, found.ties) == (1.0, 1.0, 0, 2)
 
 
 def test_holm_by_hand():
