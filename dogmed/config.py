@@ -16,7 +16,7 @@ from typing import Any, TypeVar, cast, dataclass_transform, get_args, get_type_h
 
 import yaml
 
-from dogmed.errors import ConfigError, nearest
+from dogmed.errors import ConfigError, nearest, reason
 from dogmed.flags import (
     refuse_missing_flags,
     refuse_unknown_flags,
@@ -113,7 +113,7 @@ def read_yaml(path: Path | str) -> dict[str, Any]:
     try:
         text = Path(path).expanduser().read_text()
     except (OSError, UnicodeDecodeError, RuntimeError) as error:  # the last: no such user
-        raise ConfigError(f"--config {path}: cannot be read ({error})") from None
+        raise ConfigError(f"--config {path}: cannot be read ({reason(error)})") from None
     return parse_yaml(text, f"--config {path}")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge, Gt, Le, Lt
+from annotated_types import Ge, Gt, Le, Lt, MaxLen, MinLen
 
 from dogmed.config import configclass
 from dogmed.options import CheckpointConfig, Count, OptimConfig, Share, Side
@@ -87,7 +87,7 @@ class FinetuneConfig:
     """Where downloads and prepared arrays go; None is the user's cache folder."""
     weights_dir: Path | None
     """Where named pretrainings are found; None is the user's data folder."""
-    label: str
+    label: Annotated[str, MaxLen(60)]
     """Name of these options where they are not the usual ones; part of the name of the run's folder."""
     out: Path
     """Where runs, checkpoints and the MLflow store go."""
@@ -95,7 +95,7 @@ class FinetuneConfig:
     """auto continues an interrupted run of the same settings; never starts over and keeps the old run aside."""
     tracking: Literal["mlflow", "off"]
     """Log to MLflow (embedded under --out, or at MLFLOW_TRACKING_URI)."""
-    experiment: str
+    experiment: Annotated[str, MinLen(1), MaxLen(250)]
     """MLflow experiment that the run belongs to."""
     parent_run: str | None
     """MLflow run that this one is nested under."""

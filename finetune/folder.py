@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from dogmed.errors import ConfigError
 from dogmed.finetune.config import FinetuneConfig
 from dogmed.runs import RunFolder, slug
 
@@ -47,7 +48,12 @@ class FinetuneFolder(RunFolder):
             config: options of the run.
             task_name: as prepared.
             source: official, variant, synthetic, npz or folder.
+
+        Raises:
+            ConfigError: ``--out`` is a file.
         """
+        if config.out.expanduser().is_file():
+            raise ConfigError(f"--out {config.out}: expected a folder, this is a file")
         task = f"{task_name}-{source}" if source in ("variant", "synthetic") else task_name
         parts = [config.model, slug(config.init), str(config.size)]
         if config.upsample_from:

@@ -56,9 +56,12 @@ class Ledger:
         """
         if not path.is_file():
             return cls(path, uuid.uuid4().hex)
+        import pydantic
+
         try:
-            return cls(path, **json.loads(path.read_text()))
-        except (ValueError, TypeError):
+            values = {**json.loads(path.read_text()), "path": path}
+            return pydantic.TypeAdapter(cls).validate_python(values)
+        except (ValueError, TypeError, RecursionError):
             raise DogmedError(
                 f"{path} is damaged; delete it, and the run is logged to MLflow as another one"
             ) from None

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 STORE_SECONDS = 10  # a store that does not answer for so long is down
 LOCK_SECONDS = 120  # setting up a database takes seconds, and many processes may wait for it
 ADVISORY_LOCK = int.from_bytes(b"dogmed")  # the number that all of us lock in PostgreSQL
+SECRETS = "password|passwd|pwd|sslpassword|token|access_token|secret|api_?key"  # in a URL's query
 KEY_TAG = "dogmed.key"
 ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -92,8 +93,10 @@ def store_errors() -> tuple[type[Exception], ...]:
 
 
 def shown(uri: str) -> str:
-    """Print a store's address without the password it may hold."""
-    return re.sub(r"(://[^:/?#@]*):(?:[^/?#]*|[^@]*)@", r"\1:***@", uri)
+    """Print a store's address without the password or token it may hold."""
+    text = re.sub(r"(://[^:/?#@]*):(?:[^/?#]*|[^@]*)@", r"\1:***@", uri)
+    text = re.sub(r"(https?)://[^:/?#@\s]+@", r"\1://***@", text)  # a token; elsewhere a user's name
+    return re.sub(rf"(?i)\b({SECRETS})=[^&\s]*", r"\1=***", text)
 
 
 def _probe(uri: str) -> None:

@@ -40,7 +40,7 @@ class Board:
     def event(self, cell: Cell, text: str) -> None:
         """Tell what has become of a cell."""
         done, total = self._counts()["done"], len(self.cells)
-        self.console.line(f"[{done:>{len(str(total))}}/{total}] {text:<8} {cell.title}")
+        self.console.line(f"[{done:>{len(str(total))}}/{total} done] {text:<8} {cell.title}")
 
     def ended(self, cell: Cell) -> None:
         """Tell how a cell has ended, and what is left."""
@@ -97,26 +97,33 @@ def seconds_left(cells: Iterable[Cell], slots: int) -> float | None:
     """Estimate the rest from the cells that are done; None while there is none.
 
     A model's pace is that of its finished cells, in seconds for an image; a model that has none yet
-    is taken to be as fast as the others.
+    is taken to be as fast as the others. Each run that has not begun takes a process's start besides.
     """
+    starts: list[float] = []
     spent: Counter[str] = Counter()
     work: Counter[str] = Counter()
     rest: Counter[str] = Counter()
-    undone = 0
+    undone = unbegun = 0
     for cell in cells:
         model = cell.config.model
+        if cell.overhead is not None:
+            starts.append(cell.overhead)
         if cell.state == "done" and cell.seconds is not None:
             spent[model] += cell.seconds
             work[model] += cell.work
         elif cell.state in UNDONE:
             undone += 1
+            unbegun += cell.state != "running"
             part = 1 - cell.epochs_done() / cell.config.epochs
             rest[model] += cell.work * max(part, 0.0)
     if not work:
         return None
     typical = spent.total() / work.total()
     paces = {model: spent[model] / work[model] if work[model] else typical for model in rest}
-    return sum(rest[model] * pace for model, pace in paces.items()) / min(slots, max(undone, 1))
+    seconds = sum(rest[model] * pace for model, pace in paces.items())
+    if starts:
+        seconds += unbegun * sum(starts) / len(starts)
+    return seconds / min(slots, max(undone, 1))
 
 
 def write_results(cells: Iterable[Cell], path: Path, out: Path) -> None:
@@ -161,13 +168,10 @@ def print_results(cells: Sequence[Cell], out: Path) -> None:
     rows = [head]
     for cell in cells:
         config, result = cell.config, cell.result
-        name = cell.data.task.name
-        if cell.data.source in ("synthetic", "variant"):
-            name = f"{name} ({cell.data.source.upper()})"
         scores = (cell.state, "", "")
         if result is not None:
             scores = (_score(result, "acc"), _score(result, "auc"), duration(result["seconds"]))
-        rows.append((name, config.model, config.init, f"{config.train_fraction:g}",
+        rows.append((cell.name, config.model, config.init, f"{config.train_fraction:g}",
                      config.label, str(config.seed), *scores,
                      cell.folder.root.relative_to(out).as_posix()))  # fmt: skip
     table(rows)

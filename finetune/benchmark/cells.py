@@ -39,11 +39,20 @@ class Cell:
     """Whether the attempt under way does all of the run, or continues an earlier one."""
     seconds: float | None = None
     """What the run took, where known."""
+    overhead: float | None = None
+    """What its process took beside, where it was seen from begin to end."""
 
     @property
     def key(self) -> str:
         """The folder below ``<out>/finetune``: task, model with its init and size, seed."""
         return "/".join(self.folder.root.parts[-3:])
+
+    @property
+    def name(self) -> str:
+        """The task's name, and what its data are where that must not be overlooked."""
+        source = self.data.source
+        marked = source in ("synthetic", "variant")
+        return f"{self.data.task.name} ({source.upper()})" if marked else self.data.task.name
 
     @property
     def title(self) -> str:

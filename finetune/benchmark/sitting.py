@@ -198,8 +198,9 @@ class Sitting:
                 cell.begin()
             wall = time.monotonic() - cell.began
             cell.look()
-            if code == 0 and cell.result is not None:
-                cell.seconds = wall if cell.whole else cell.seconds
+            if cell.result is not None and (code == 0 or cell.config.resume == "auto"):
+                if cell.whole:
+                    cell.overhead = max(0.0, wall - cell.result["seconds"])
                 self.board.ended(cell)
             elif stopping:
                 cell.state, cell.result = "to do", None

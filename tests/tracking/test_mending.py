@@ -234,3 +234,16 @@ def test_the_command_takes_folders_as_words(out):
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "finetune/run: in order" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "text", ['{"key": "k", "params": 5, "tags": [1]}', '{"key": "k", "run_ids": 5}', "[" * 100_000]
+)
+def test_a_damaged_ledger_is_told_and_keeps_nothing_back(out, capsys, text):
+    make_run(out, "sound")
+    damaged = make_run(out, "damaged").ledger.path
+    damaged.write_text(text)
+    assert sync([], out) == 1
+    printed = capsys.readouterr()
+    assert "finetune/sound: in order" in printed.out
+    assert f"{damaged} is damaged" in printed.err

@@ -344,6 +344,10 @@ def test_the_users_server_comes_first(out, monkeypatch):
 def test_passwords_are_not_shown():
     assert shown("postgresql://me:secret@host:5432/db") == "postgresql://me:***@host:5432/db"
     assert shown("http://me:se@cr:et@host/x") == "http://me:***@host/x"
+    assert shown("http://token@host/x") == "http://***@host/x"
+    assert shown("postgresql://h/d?user=me&Password=secret&a=b") == (
+        "postgresql://h/d?user=me&Password=***&a=b"
+    )
     for plain in ("sqlite:////a/b.db", "http://localhost:5000/x", "postgresql://me@h/db"):
         assert shown(plain) == plain
 

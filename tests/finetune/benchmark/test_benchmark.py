@@ -276,6 +276,9 @@ def test_the_time_left_follows_each_model_s_pace(parse: Parse) -> None:
         )
     assert seconds_left(cells, 1) == pytest.approx(40)
     assert seconds_left(cells, 2) == pytest.approx(20)
+    cells[0].overhead, cells[2].state = 5.0, "running"  # its process has started already
+    assert seconds_left(cells, 1) == pytest.approx(40 + 5)
+    cells[0].overhead = None
     cells[1].state = "failed"
     assert seconds_left(cells, 1) == pytest.approx(20)  # both as fast as the only model known
 
@@ -297,6 +300,27 @@ class Light(Local):
 
     def start(self, job: Job) -> None:
         super().start(replace(job, command=(sys.executable, "-c", self.code)))
+
+
+def test_a_run_that_was_done_when_the_stop_came_is_done(parse: Parse, out: Path) -> None:
+    class Late(Here):
+        def start(self, job: Job) -> None:
+            super().start(job)
+            self.codes[job.name] = 128 + signal.SIGTERM
+
+    runs = parse("--task=breastmnist", "--data=synthetic")
+    late = Late()
+    assert benchmark(runs, executor=late) == 0
+    assert len(late.started) == 1
+    assert [row["state"] for row in read_table(out)] == ["done"]
+
+
+def test_a_file_in_the_place_of_out_is_refused(parse: Parse, out: Path) -> None:
+    out.write_text("mine")
+    for more in ((), ("--dry-run",)):
+        with pytest.raises(ConfigError, match=r"--out .*: expected a folder, this is a file"):
+            benchmark(parse("--task=breastmnist", "--data=synthetic", *more), executor=Here())
+    assert out.read_text() == "mine"
 
 
 @pytest.mark.parametrize(
