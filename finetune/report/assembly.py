@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from dogmed.errors import ConfigError, nearest
-from dogmed.finetune.report import details, tables
-from dogmed.finetune.report.analysis import WORDS, Analysis, analyse
+from dogmed.finetune.report import details, headlines, tables, task_tables, tuned
+from dogmed.finetune.report.analysis import Analysis, analyse
 from dogmed.finetune.report.cells import Table
-from dogmed.finetune.report.grouping import Setup, TestSet, gather, setups
+from dogmed.finetune.report.grouping import TestSet, gather, setups
 from dogmed.finetune.report.predictions import read_theirs
 from dogmed.finetune.report.reading import Found, Labels, Run, read_runs
+from dogmed.finetune.report.verdicts import METRICS
 
 UNLABELLED = "none"  # what --label calls runs without a label
 
@@ -87,25 +87,31 @@ def assemble(
     if predictions:
         sets, notes = gather([*runs, *read_theirs(predictions, sets, labels)])
     analysis = analyse(sets, labels, resamples=resamples, say=say)
-    tuned, problems = details.tuned(out)
+    tuning, problems = tuned.table(out)
     questions = dict.fromkeys(c.question for c in analysis.comparisons if c.b is not None)
-    metrics = ("acc", "auc")
-    wins = [tables.winners(sets, analysis, metric) for metric in metrics]
+    wins = [tables.winners(sets, analysis, metric) for metric in METRICS]
+    fields = dict.fromkeys((pair.where, pair.metric) for pair in analysis.pairs)
     return Report(
         facts=_facts(runs, sets, found),
         synthetic=_warning(sets),
-        headlines=_headlines(analysis),
+        headlines=headlines.headlines(analysis),
         winners=[table for table in wins if table.rows],
-        scores=[tables.scores(sets, analysis, metric) for metric in metrics],
+        scores=[tables.scores(sets, analysis, metric) for metric in METRICS],
         trivial=tables.trivial(sets, analysis),
         comparisons=[
             tables.comparisons(analysis, question, metric)
             for question in tables.QUESTIONS
             if question in questions
-            for metric in metrics
+            for metric in METRICS
         ],
-        over_tasks=[tables.over_tasks(of) for of in analysis.over_tasks],
-        tuned=tuned,
+        over_tasks=[
+            *map(task_tables.ranks, analysis.ranks),
+            *(
+                task_tables.pairs([p for p in analysis.pairs if (p.where, p.metric) == field])
+                for field in fields
+            ),
+        ],
+        tuned=tuning,
         cost=details.cost(sets, analysis),
         notes=[*notes, *analysis.notes, *problems, *_lacking(found)],
         sets=sets,
@@ -169,43 +175,6 @@ def _warning(sets: Sequence[TestSet]) -> str:
         "ALL data are SYNTHETIC" if len(made) == len(sets) else f"SYNTHETIC data: {'; '.join(made)}"
     )
     return f"{which}. Generated images in MedMNIST's form: these scores say nothing about medicine."
-
-
-def _headlines(analysis: Analysis) -> list[tuple[str, str]]:
-    """One sentence a question and pair of values, over all real test sets (or all synthetic ones)."""
-    counts: dict[tuple[str, bool], dict[str, Counter[str]]] = {}
-    for c in analysis.comparisons:
-        if c.b is None:
-            continue
-        pair = f"{_value(c.a, c.question)} vs {_value(c.b, c.question)}"
-        metrics = counts.setdefault((pair, c.where.synthetic), {"acc": Counter(), "auc": Counter()})
-        metrics[c.metric][c.verdict] += 1
-    found = []
-    for (pair, synthetic), metrics in counts.items():
-        told = []
-        for metric, of in metrics.items():
-            words = ", ".join(f"{word} in {of[word]}" for word in WORDS if of[word])
-            told.append(f"{tables.NAMES[metric]} {words} of {of.total()}")
-        most, count = metrics["acc"].most_common(1)[0]  # the sign is what most of them say, by ACC
-        verdict = most if 2 * count > metrics["acc"].total() else ""
-        data = "SYNTHETIC data: " if synthetic else ""
-        found.append((f"{data}{pair}: {'; '.join(told)}", verdict))
-    for over in analysis.over_tasks:
-        data = "SYNTHETIC data: " if over.where[0] else ""
-        for (a, b), test in over.wilcoxon.items():
-            if over.metric != "acc":
-                continue
-            verdict, pair = over.verdict(a, b), tables.versus(a, b)
-            told = f"{verdict} over {test.tasks + test.ties} tasks taken together"
-            p = f"Wilcoxon, p {over.adjusted[a, b]:.2g}"
-            found.append((f"{data}{pair.text} ({pair.sub}), ACC: {told} ({p})", verdict))
-    return found
-
-
-def _value(setup: Setup, question: str) -> str:
-    if question == "predictions":
-        return setup.name
-    return str(getattr(setup, question)) or "no label"
 
 
 def _lacking(found: Found) -> list[str]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from dogmed.stats import Estimate
 
-MARKS = {"better": "▲", "worse": "▼", "noise": "≈", "best": "★"}
+MARKS = {"better": "▲", "worse": "▼", "noise": "≈", "unequal": "≠", "best": "★"}
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Cell:
     sub: str = ""
     """A second, smaller line: an interval, a count."""
     mark: str = ""
-    """better, worse, noise or best: coloured, and told by a sign besides."""
+    """better, worse, noise, unequal or best: coloured, and told by a sign besides."""
     shade: float = 0.0
     """From -1 (worse) to 1 (better): how strongly the cell is tinted."""
     interval: tuple[float, float, float] | None = None

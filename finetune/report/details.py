@@ -1,18 +1,15 @@
-"""Tables of one test set, of the cost, of tuning, and of what the runs are."""
+"""Tables of one test set and of the cost."""
 
 from __future__ import annotations
 
-import json
-from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from dogmed.console import duration
 from dogmed.finetune.report.analysis import Analysis
-from dogmed.finetune.report.cells import Cell, Row, Table, between, interval, percent, points, text
+from dogmed.finetune.report.cells import Cell, Row, Table, interval, percent, text
 from dogmed.finetune.report.grouping import Group, TestSet
 from dogmed.finetune.report.reading import Run
 from dogmed.metrics import decide
@@ -128,76 +125,3 @@ def cost(sets: Sequence[TestSet], found: Analysis) -> Table:
     table.notes = ["Training time alone, without preparing data and scoring. Times of runs that shared a "
                    "machine, or ran on different ones, are not comparable; parameters and MACs are."]  # fmt: skip
     return table
-
-
-def tuned(out: Path) -> tuple[Table | None, list[str]]:
-    """Default against tuned options, from ``<out>/tuned/<task>/<setup>.json``, and what could not be read."""
-    names = (
-        "setup",
-        "trials",
-        "time",
-        "default",
-        "tuned",
-        "difference, points",
-        "95% interval",
-        "verdict",
-    )
-    table = Table("tuned", "Tuning", "task", [Cell(name) for name in names])
-    problems: list[str] = []
-    helped, metrics = Counter[str](), Counter[str]()
-    for file in sorted((out / "tuned").glob("*/*.json")):
-        try:
-            rows = _tuned(json.loads(file.read_text()))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            problems.append(f"{file.relative_to(out)}: damaged, or not an outcome of dogmed tune")
-            continue
-        for metric, row in rows.items():
-            metrics[metric] += 1
-            helped[metric] += row.cells[-1].mark == "better"
-            table.rows.append(row)
-    if not table.rows:
-        return None, problems
-    for metric, total in metrics.items():
-        told = f"{metric}: tuning helped on {helped[metric]} of {total} task{'s' * (total != 1)}"
-        table.notes.append(
-            told
-            + (
-                "."
-                if helped[metric] == total
-                else "; where it says noise or worse, it did not help."
-            )
-        )
-    table.notes.append(
-        "Both sides have the same epochs and seeds. The interval is over training seeds, paired, and says nothing "
-        "of the choice of test images; the comparisons of options do. Val chose the options."
-    )
-    return table, problems
-
-
-def _tuned(facts: dict[str, Any]) -> dict[str, Row]:
-    rows = {}
-    synthetic = "SYNTHETIC" if facts.get("source") == "synthetic" else ""
-    trials = facts["trials"]
-    count = sum(trials.values()) if isinstance(trials, dict) else int(trials)
-    for metric, difference in facts["difference"].items():
-        if difference is None:
-            continue
-        low, high = difference["interval"] or (float("nan"), float("nan"))
-        word = "better" if low > 0 else "worse" if high < 0 else "noise"
-        seeds = len(facts["seeds"])
-        known = difference["interval"] is not None
-        rows[metric.upper()] = Row(text(f"{facts['task']}, {metric.upper()}", synthetic), [
-            text(f"{facts['model']}, {facts['init']}", f"{facts['epochs']} epochs, {seeds} seeds"),
-            Cell(str(count)),
-            Cell(duration(float(facts["seconds"]))),
-            Cell(percent(_mean(facts["default"][metric]))),
-            Cell(percent(_mean(facts["tuned"][metric]))),
-            Cell(points(difference["mean"])),
-            Cell(between(low, high) if known else "–"),
-            text(word if known else "one seed", mark=word),
-        ])  # fmt: skip
-    return rows
-
-
-def _mean(scores: Sequence[float]) -> float:
-    return sum(scores) / len(scores)

@@ -1,4 +1,5 @@
-"""The report's pictures as SVG elements: a model has a colour, its initial weights a dash, in all of them.
+"""The report's pictures as SVG elements: a model has a colour and a width, its initial weights a dash,
+its options and share of train a marker, in all of them; no two setups look alike.
 
 Colours are names that the page's stylesheet gives a value, so that a picture suits light and dark.
 """
@@ -12,12 +13,15 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.markers import MarkerStyle
 from matplotlib.ticker import MaxNLocator
 
 from dogmed.comparison_plots import critical_difference_figure
-from dogmed.finetune.report.analysis import Analysis, OverTasks
+from dogmed.finetune.report.analysis import Analysis
 from dogmed.finetune.report.details import hours, on_gpu
 from dogmed.finetune.report.grouping import Group, Setup, TestSet
+from dogmed.finetune.report.over_tasks import Ranks
+from dogmed.finetune.report.task_tables import field_name
 from dogmed.metrics import Ints
 from dogmed.plots import reliability, risk_coverage, to_svg
 
@@ -26,7 +30,8 @@ PALETTE = [f"#01ff1{k}" for k in range(8)]
 COLOURS = {INK: "var(--ink)", FAINT: "var(--faint)", GRID: "var(--grid)"} | {
     colour: f"var(--c{k})" for k, colour in enumerate(PALETTE)
 }
-DASHES: list[Any] = ["-", (0, (4, 2)), (0, (1.2, 1.5)), (0, (6, 2, 1.2, 2))]
+WIDTH, WIDER = 1.6, 1.4  # of a line in points; what is added where the colours begin again
+MARKERS: list[Any] = ["o", "s", "^", "D", "v", "P", "X"]  # then stars, of ever more points
 SIZE = (4.3, 2.75)  # inches: a phone's width, so that its text can be read there
 NAMES = {"acc": "ACC", "auc": "AUC"}
 
@@ -41,7 +46,7 @@ class Picture:
 
 
 class Style:
-    """Colour and dash of each setup.
+    """Colour, width, dash and marker of each setup.
 
     Args:
         setups: of the whole report, so that a setup looks the same everywhere.
@@ -49,32 +54,56 @@ class Style:
 
     def __init__(self, setups: Sequence[Setup]):
         self.setups = list(setups)
-        models = list(dict.fromkeys(setup.model for setup in setups))
-        rest = list(dict.fromkeys((s.init, s.options, s.fraction) for s in setups))
-        self._colour = {model: k % len(PALETTE) for k, model in enumerate(models)}
-        self._dash = {key: k % len(DASHES) for k, key in enumerate(rest)}
+        self._models = list(dict.fromkeys(s.model for s in setups))
+        self._inits = list(dict.fromkeys((s.theirs, s.init) for s in setups))
+        self._rest = list(dict.fromkeys((s.options, s.fraction) for s in setups))
 
     def colour(self, setup: Setup) -> str:
-        return PALETTE[self._colour[setup.model]]
+        return PALETTE[self._models.index(setup.model) % len(PALETTE)]
+
+    def marker(self, setup: Setup) -> Any:
+        """Circle for the first options and share of train, another for each of the others."""
+        number = self._rest.index((setup.options, setup.fraction))
+        return MARKERS[number] if number < len(MARKERS) else (number, 1, 0)
 
     def line(self, setup: Setup) -> dict[str, Any]:
+        """A line without markers, for ``Axes.plot``."""
+        dash = self._dash(setup)
         return {
             "color": self.colour(setup),
-            "ls": DASHES[self._dash[setup.init, setup.options, setup.fraction]],
-            "lw": 1.6,
+            "ls": (0, dash) if dash else "-",
+            "lw": self._width(setup),
         }
 
     def keys(self, setups: Sequence[Setup]) -> list[dict[str, str]]:
-        """What the page draws as the legend: name, CSS colour, dash array."""
-        dashes = ["", "6 3", "2 2.4", "9 3 2 3"]
+        """What the page draws as the legend: name, CSS colour, width, dash array, path of the marker."""
         return [
             {
                 "name": setup.name,
                 "colour": COLOURS[self.colour(setup)],
-                "dash": dashes[self._dash[setup.init, setup.options, setup.fraction]],
+                "width": f"{1.5 * self._width(setup):.1f}",
+                "dash": " ".join(f"{1.5 * part:g}" for part in self._dash(setup)),
+                "marker": _path(self.marker(setup)),
             }
             for setup in setups
         ]
+
+    def _width(self, setup: Setup) -> float:
+        return WIDTH + WIDER * (self._models.index(setup.model) // len(PALETTE))
+
+    def _dash(self, setup: Setup) -> tuple[float, ...]:
+        """None, short strokes, dots; then a long stroke and ever more dots."""
+        number = self._inits.index((setup.theirs, setup.init))
+        few: list[tuple[float, ...]] = [(), (4, 2), (1.2, 1.5)]
+        return few[number] if number < len(few) else (6, 2) + (1.2, 2) * (number - len(few) + 1)
+
+
+def _path(marker: Any) -> str:
+    """The outline of a marker in the middle of the legend's 30 by 10 pixels."""
+    style = MarkerStyle(marker)
+    (outline,) = style.get_path().transformed(style.get_transform()).to_polygons()
+    scale = 3.6 / np.abs(outline).max()
+    return "M" + "L".join(f"{15 + scale * x:.1f} {5 - scale * y:.1f}" for x, y in outline) + "Z"
 
 
 def curves(where: TestSet, style: Style, name: str) -> list[Picture]:
@@ -94,9 +123,8 @@ def curves(where: TestSet, style: Style, name: str) -> list[Picture]:
                 ax.plot(range(1, len(values) + 1), values, **{**line, "lw": 0.5}, alpha=0.45)
             shortest = min(map(len, lines))
             mean = np.mean([values[:shortest] for values in lines], axis=0)
-            ax.plot(
-                range(1, shortest + 1), mean, **line, marker="o" if shortest < 4 else None, ms=3
-            )
+            ax.plot(range(1, shortest + 1), mean, **line, marker=style.marker(group.setup), ms=3.5,
+                    markevery=max(1, shortest // 6))  # fmt: skip
         ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         if drawn:
             found.append(_done(figure, f"{name}-val-{metric}", f"Validation {NAMES[metric]}",
@@ -121,11 +149,12 @@ def calibration(where: TestSet, labels: Ints, style: Style, name: str) -> list[P
         confidence, right, count = reliability(where.kind, y, p)
         ax.plot(confidence, right, **line)
         sizes = 4 + 26 * count / count.max()
-        ax.scatter(confidence, right, s=sizes, color=line["color"], lw=0)
+        marker = style.marker(group.setup)
+        ax.scatter(confidence, right, s=sizes, color=line["color"], lw=0, marker=marker)
         coverage, error = risk_coverage(where.kind, y, p)
         few = np.unique(np.linspace(0, len(coverage) - 1, 200).astype(int))
         few = few[coverage[few] >= min(0.05, 20 / len(labels))] if len(labels) > 20 else few
-        bx.plot(coverage[few], error[few], **line)
+        bx.plot(coverage[few], error[few], **line, marker=marker, ms=3.5, markevery=0.2)
         drawn.append(group)
     bx.set_xlim(0, 1.01)
     bx.set_ylim(bottom=0)
@@ -161,11 +190,12 @@ def costs(where: TestSet, found: Analysis, style: Style, name: str) -> list[Pict
             low, high = (e.low, e.high) if not np.isnan(e.low) else (e.value, e.value)
             x, y = of(group), 100 * e.value
             colour = style.colour(group.setup)
-            ax.plot([x, x], [100 * low, 100 * high], **{**style.line(group.setup), "lw": 1.2})
+            ax.plot([x, x], [100 * low, 100 * high], **style.line(group.setup))
             ax.plot(
                 x,
                 y,
-                "o",
+                ls="",
+                marker=style.marker(group.setup),
                 color=colour,
                 ms=6,
                 mew=1.4,
@@ -200,7 +230,10 @@ def fractions(where: TestSet, found: Analysis, style: Style, name: str) -> list[
             x, line = [g.setup.fraction for g in known], style.line(known[0].setup)
             ax.fill_between(x, [100 * e.low for e in of], [100 * e.high for e in of],
                             color=line["color"], alpha=0.13, lw=0)  # fmt: skip
-            ax.plot(x, [100 * e.value for e in of], **line, marker="o", ms=3.5)
+            ax.plot(x, [100 * e.value for e in of], **line)
+            for g, e in zip(known, of, strict=True):
+                marker = style.marker(g.setup)
+                ax.plot(g.setup.fraction, 100 * e.value, color=line["color"], marker=marker, ms=4.5)
         every = sorted({group.setup.fraction for group in where.groups})
         ax.set_xticks(every, [f"{100 * share:g}%" for share in every])
         ax.minorticks_off()
@@ -209,8 +242,8 @@ def fractions(where: TestSet, found: Analysis, style: Style, name: str) -> list[
     return pictures
 
 
-def ranks(of: OverTasks, name: str) -> Picture | None:
-    """The critical-difference diagram, or None with too few tasks."""
+def ranks(of: Ranks, name: str) -> Picture | None:
+    """The critical-difference diagram, or None where Friedman's test does not say that any differ."""
     if not of.width:
         return None
     figure = critical_difference_figure(
@@ -222,7 +255,7 @@ def ranks(of: OverTasks, name: str) -> Picture | None:
         accent=PALETTE[0],
     )
     told = ", ".join(f"{s.name} {r:.2f}" for s, r in zip(of.setups, of.ranks, strict=True))
-    return _done(figure, name, f"Average ranks by {NAMES[of.metric]}",
+    return _done(figure, name, f"Average ranks by {NAMES[of.metric]}: {field_name(of)}",
                  f"critical-difference diagram over {len(of.tasks)} tasks: {told}; CD {of.width:.2f}")  # fmt: skip
 
 

@@ -8,7 +8,7 @@ named after what differs: nothing incomparable is averaged.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from dogmed.data.tasks import official_tasks
@@ -90,12 +90,13 @@ class TestSet:
 
     @property
     def official(self) -> bool:
-        return self.source in ("official", "variant") and self.task in official_tasks()
+        """Whether published numbers are of these very images; those of a variant file are not."""
+        return self.source == "official" and self.task in official_tasks()
 
     @property
     def short(self) -> str:
         """The task's name as tables have it: Path, OCT, OrganA."""
-        if not (self.official or self.synthetic):
+        if self.source in ("npz", "folder") or self.task not in official_tasks():
             return self.task
         word = self.task.removesuffix("mnist")
         if word == "oct":
@@ -163,15 +164,35 @@ def setups(sets: Iterable[TestSet]) -> list[Setup]:
     return sorted({group.setup for one in sets for group in one.groups})
 
 
-def unequal(a: Group, b: Group, but: Sequence[str] = ("initial weights",)) -> str:
-    """What differs in the options of two groups besides what they are compared for."""
+def question_of(a: Setup, b: Setup) -> str | None:
+    """The one thing that two setups differ in, or None if they differ in more, or in the share of train."""
+    if a.theirs or b.theirs:
+        return "predictions"
+    differ = {
+        "model": a.model != b.model,
+        "init": a.init != b.init,
+        "options": a.options != b.options,
+        "fraction": a.fraction != b.fraction,
+    }
+    names = [name for name, differs in differ.items() if differs]
+    return names[0] if len(names) == 1 and names != ["fraction"] else None
+
+
+def unequal(a: Group, b: Group) -> str:
+    """What differs between two groups besides what they are compared for, or nothing.
+
+    Initial weights belong to a model. Where options are what is compared, data and weights must be equal.
+    """
     one, other = a.runs[0], b.runs[0]
     if one.theirs or other.theirs:
         return ""
+    keys = (one.options.keys() | other.options.keys()) - {"initial weights"}
+    if question_of(a.setup, b.setup) == "options":
+        keys = {"data", "initial weights"}
     return ", ".join(
         f"{key} {_shown(one.options.get(key))} and {_shown(other.options.get(key))}"
-        for key in sorted(one.options.keys() | other.options.keys())
-        if key not in but and one.options.get(key) != other.options.get(key)
+        for key in sorted(keys)
+        if one.options.get(key) != other.options.get(key)
     )
 
 

@@ -14,6 +14,7 @@ from dogmed.finetune.report import details, figures
 from dogmed.finetune.report.assembly import Report
 from dogmed.finetune.report.cells import MARKS, Cell, Table
 from dogmed.finetune.report.grouping import TestSet, setups
+from dogmed.finetune.report.verdicts import WORDS
 
 FOREST = (150, 18)  # of a line of the forest, CSS pixels
 
@@ -33,7 +34,7 @@ def page(report: Report) -> str:
     """Write the report as HTML."""
     files = resources.files(__package__)
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.globals |= {"forest": forest, "marks": MARKS, "tint": tint}
+    environment.globals |= {"forest": forest, "marks": MARKS, "tint": tint, "words": WORDS}
     template = environment.from_string(files.joinpath("page.html").read_text(encoding="utf-8"))
     style = figures.Style(setups(report.sets))
     cost = [
@@ -47,7 +48,7 @@ def page(report: Report) -> str:
         rooms=[_room(report, one, style, f"set{number}") for number, one in enumerate(report.sets)],
         ranks=[
             picture
-            for number, of in enumerate(report.analysis.over_tasks)
+            for number, of in enumerate(report.analysis.ranks)
             if (picture := figures.ranks(of, f"ranks{number}"))
         ],
         cost=cost,

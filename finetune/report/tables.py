@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from dogmed import references
-from dogmed.finetune.report.analysis import MIN_TASKS, WORDS, Analysis, Comparison, OverTasks
+from dogmed.finetune.report.analysis import Analysis, Comparison
 from dogmed.finetune.report.cells import (
     Cell,
     Row,
@@ -17,10 +17,10 @@ from dogmed.finetune.report.cells import (
     p_value,
     percent,
     points,
-    signed,
     text,
 )
 from dogmed.finetune.report.grouping import Group, Setup, TestSet, setups
+from dogmed.finetune.report.verdicts import WORDS
 from dogmed.stats.compare import BOTH, IMAGES
 
 NAMES = {"acc": "ACC", "auc": "AUC"}
@@ -32,6 +32,8 @@ QUESTIONS = {
     "trivial": "always the most frequent class",
 }
 SHADE_AT = 0.05  # a difference that has the full colour
+ONE_SEED = "one seed each"
+LUCK = "the luck of the seed is not in it"
 
 
 def heading(where: TestSet) -> Cell:
@@ -45,8 +47,9 @@ def winners(sets: Sequence[TestSet], found: Analysis, metric: str) -> Table:
     pairs = dict.fromkeys((c.question, c.a, c.b) for c in chosen)
     order = list(QUESTIONS)
     table = Table(f"winners_{metric}", f"Who wins where, by {NAMES[metric]}", "first − second, points",
-                  [heading(one) for one in sets] + [Cell("in all")])  # fmt: skip
+                  [heading(one) for one in sets] + [Cell("of the test sets")])  # fmt: skip
     by_place = {(c.question, c.a, c.b, c.where.name): c for c in chosen}
+    lucky = [c.difference.covers == IMAGES for c in chosen]
     for question, a, b in sorted(pairs, key=lambda pair: (order.index(pair[0]), pair[2], pair[1])):
         assert b is not None
         cells, counts = [], Counter[str]()
@@ -57,17 +60,37 @@ def winners(sets: Sequence[TestSet], found: Analysis, metric: str) -> Table:
                 continue
             value = c.difference.value
             counts[c.verdict] += 1
-            shade = 0.0 if c.verdict == "noise" else max(-1.0, min(1.0, value / SHADE_AT))
-            words = "SYNTHETIC" if one.synthetic else c.verdict
-            cells.append(Cell(points(value), words, c.verdict, shade))
-        told = ", ".join(f"{counts[word]} {word}" for word in WORDS if counts[word])
-        table.rows.append(Row(versus(a, b), [*cells, text(told)]))
+            words = "SYNTHETIC" if one.synthetic else WORDS[c.verdict]
+            if c.difference.covers == IMAGES and not all(lucky):
+                words = f"{words}, {ONE_SEED}"
+            cells.append(Cell(points(value), words, c.verdict, shade(c, SHADE_AT)))
+        table.rows.append(Row(versus(a, b), [*cells, text(f"{tally(counts)} of {counts.total()}")]))
     table.notes = [
         "▲ better, ▼ worse: the first against the second, p < 0.05 after Holm's adjustment over all test "
         "sets of one question; ≈ noise: no difference that chance would not give. Not told apart is "
         "not the same as equal."
     ]
+    if any(c.unequal for c in chosen):
+        table.notes.append(
+            "≠ not comparable: other options differ too (UNEQUAL in the comparisons), so that there is no verdict."
+        )
+    if any(lucky):
+        table.notes.append(
+            f"{ONE_SEED.capitalize()}{'' if all(lucky) else ' where it is written'}: {LUCK}."
+        )
     return table
+
+
+def tally(counts: Counter[str]) -> str:
+    """How often each verdict, in words."""
+    return ", ".join(f"{counts[key]} {word}" for key, word in WORDS.items() if counts[key])
+
+
+def shade(c: Comparison, full: float) -> float:
+    """How strongly a cell is tinted: not at all without a verdict, wholly at a difference of ``full``."""
+    if c.verdict not in ("better", "worse"):
+        return 0.0
+    return max(-1.0, min(1.0, c.difference.value / full))
 
 
 def versus(a: Setup, b: Setup) -> Cell:
@@ -188,8 +211,8 @@ def trivial(sets: Sequence[TestSet], found: Analysis) -> Table:
             group = one.group(setup)
             if c := known.get((one.name, setup)):
                 d = c.difference
-                shade = 0.0 if c.verdict == "noise" else max(-1.0, min(1.0, d.value / 0.3))
-                cells.append(Cell(points(d.value), between(d.low, d.high), c.verdict, shade))
+                tint = shade(c, 0.3)
+                cells.append(Cell(points(d.value), between(d.low, d.high), c.verdict, tint))
             elif group is not None and "trivial_test_acc" in group.runs[0].result:
                 base = group.runs[0].result["trivial_test_acc"]
                 cells.append(Cell(points(found.of(one, setup)["acc"].value - base), "no interval"))
@@ -200,6 +223,8 @@ def trivial(sets: Sequence[TestSet], found: Analysis) -> Table:
     table.rows.append(Row(text("the trivial answer itself, ACC %"), base, "reference"))
     table.notes = ["▲ better than the trivial answer, ≈ noise: no better than it as far as one can tell; "
                    "Holm over all cells of this table."]  # fmt: skip
+    if any(c.difference.covers == IMAGES for c in known.values()):
+        table.notes.append(f"Of a setup with one seed, {LUCK}.")
     return table
 
 
@@ -226,11 +251,11 @@ def comparisons(found: Analysis, question: str, metric: str) -> Table:
         assert c.b is not None
         d, pair = c.difference, versus(c.a, c.b)
         cells = [
-            text(c.verdict, mark=c.verdict),
+            text(WORDS[c.verdict], mark=c.verdict),
             Cell(points(d.value)),
             Cell(between(d.low, d.high), interval=(d.value, d.low, d.high)),
             Cell(p_value(d.p)),
-            Cell(p_value(c.adjusted)),
+            Cell("–" if c.unequal else p_value(c.adjusted)),
         ]
         if with_mcnemar:
             cells.append(_mcnemar(c))
@@ -240,16 +265,22 @@ def comparisons(found: Analysis, question: str, metric: str) -> Table:
         table.rows.append(Row(text(pair.text, under), cells))
     ends = [abs(x) for c in chosen for x in (c.difference.low, c.difference.high)]
     table.reach = max(ends, default=0.0) or 0.01
-    size = chosen[0].family if chosen else 0
+    sizes = " and ".join(map(str, dict.fromkeys(c.family for c in chosen if c.family)))
     table.notes = [
         f"Points of {NAMES[metric]}, first minus second, on the same test images: paired bootstrap, with the "
-        f"variance of the seeds added where there are several. Holm over the {size} comparisons of this table "
-        "(synthetic data apart)."
+        f"variance of the seeds added where there are several. Holm over the {sizes or 0} comparisons of this "
+        "table (synthetic data apart)."
     ]
+    if any(c.unequal for c in chosen):
+        table.notes.append("UNEQUAL rows have no verdict and do not count among those adjusted.")
+    if any(setup.pretrained for c in chosen for setup in (c.a, c.b) if setup):
+        table.notes.append(
+            "Initial weights are one pretraining each, whose luck no interval knows."
+        )
     if any(c.difference.covers == IMAGES for c in chosen):
         table.notes.append(
-            "One seed each: the interval knows the luck of the test images and nothing of the seed's, so "
-            "that even better or worse may be luck."
+            f"{ONE_SEED.capitalize()}: {LUCK}: the interval knows that of the test images alone, so that "
+            "even better or worse may be luck."
         )
     if with_mcnemar:
         table.notes.append(
@@ -270,37 +301,5 @@ def _mcnemar(c: Comparison) -> Cell:
 def _luck(c: Comparison) -> str:
     """What the interval does not know, where that is the luck of the seed."""
     if c.difference.covers == IMAGES:
-        return "one seed each"
+        return ONE_SEED
     return "" if c.difference.covers == BOTH else f"the interval covers {c.difference.covers}"
-
-
-def over_tasks(of: OverTasks) -> Table:
-    """Average ranks, and Wilcoxon's signed ranks of each pair."""
-    synthetic, pixels = of.where
-    word = f"{'SYNTHETIC data, ' if synthetic else ''}{pixels}"
-    table = Table(f"tasks_{of.metric}_{pixels.replace(' ', '')}{'_synthetic' * synthetic}",
-                  f"Over tasks by {NAMES[of.metric]}: {word}", "setup or pair",
-                  [Cell("average rank"), Cell("tasks"), Cell("p"), Cell("p (Holm)"), Cell("verdict")])  # fmt: skip
-    for setup, rank in sorted(zip(of.setups, of.ranks, strict=False), key=lambda item: item[1]):
-        cells = [Cell(f"{rank:.2f}"), Cell(str(len(of.tasks))), Cell(), Cell(), Cell()]
-        table.rows.append(Row(text(setup.name), cells))
-    for (a, b), test in of.wilcoxon.items():
-        pair = versus(a, b)
-        word = of.verdict(a, b)
-        cells = [Cell(), Cell(str(test.tasks + test.ties)), Cell(p_value(test.p)),
-                 Cell(p_value(of.adjusted[a, b])), text(word, mark=word)]  # fmt: skip
-        table.rows.append(Row(text(pair.text, f"Wilcoxon; {pair.sub}"), cells))
-    table.notes = ["A task counts once, however many images it has."]
-    if of.friedman:
-        f = of.friedman
-        table.notes.append(
-            f"Friedman: χ² {f.chi2:.2f}, p {p_value(f.p)}; Iman and Davenport's F {f.f:.2f}, p {p_value(f.p_f)}. "
-            f"Critical difference of two ranks (Nemenyi, 0.05): {signed(of.width).lstrip('+')}."
-        )
-    if len(of.tasks) < MIN_TASKS:
-        table.notes.append(
-            f"Only {len(of.tasks)} task{'s' * (len(of.tasks) != 1)} that these were all run on: ranks alone. "
-            f"Tests and the critical-difference diagram need {MIN_TASKS}, since with fewer Wilcoxon's exact "
-            "test has no p-value below 0.05."
-        )
-    return table

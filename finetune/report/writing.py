@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from dogmed.csvfile import csv_text
 from dogmed.finetune.report.assembly import Report
 from dogmed.finetune.report.cells import Cell, Row, Table
 from dogmed.finetune.report.details import hours
-from dogmed.runs import write_atomic
+from dogmed.finetune.report.publish import publish
+from dogmed.finetune.report.verdicts import WORDS
 
 _SIGNS = {
-    "▲": r"$\blacktriangle$", "▼": r"$\blacktriangledown$", "≈": r"$\approx$", "★": r"$\star$", "−": "$-$",
-    "±": r"$\pm$", "→": r"$\to$", "·": r"$\cdot$", "×": r"$\times$", "–": "--", "²": "$^2$", "χ": r"$\chi$",
+    "▲": r"$\blacktriangle$", "▼": r"$\blacktriangledown$", "≈": r"$\approx$", "≠": r"$\neq$", "★": r"$\star$",
+    "−": "$-$", "±": r"$\pm$", "→": r"$\to$", "·": r"$\cdot$", "×": r"$\times$", "–": "--", "²": "$^2$",
+    "χ": r"$\chi$",
 }  # fmt: skip
 _SPECIAL = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "_": r"\_", "%": r"\%", "&": r"\&", "#": r"\#",
@@ -70,24 +71,20 @@ def tex(text: str) -> str:
     return "".join(_SPECIAL.get(c) or _SIGNS.get(c) or (c if ord(c) < 256 else "?") for c in text)
 
 
-def write_csv(report: Report, folder: Path) -> list[Path]:
-    """Write means, runs, comparisons and costs, as numbers, one file each; seconds are in ``cost.csv`` alone."""
-    files = {
+def csv_files(report: Report) -> dict[str, str]:
+    """Means, runs, comparisons and costs, as numbers, by file name; seconds are in ``cost.csv`` alone."""
+    tables = {
         "report.csv": _means(report),
         "runs.csv": _runs(report),
         "comparisons.csv": _pairs(report),
         "cost.csv": _costs(report),
     }
-    written = []
-    for name, rows in files.items():
-        text = io.StringIO()
-        if rows:
-            writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
-        write_atomic(folder / name, text.getvalue())
-        written.append(folder / name)
-    return written
+    return {name: csv_text(list(rows[0]), rows) if rows else "" for name, rows in tables.items()}
+
+
+def write_csv(report: Report, folder: Path) -> None:
+    """Write the CSV files alone."""
+    publish(folder, csv_files(report))
 
 
 def _key(where: Any, setup: Any) -> dict[str, Any]:
@@ -143,7 +140,8 @@ def _pairs(report: Report) -> list[dict[str, Any]]:
          "source_size": c.where.source_size, "first": c.a.name,
          "second": c.b.name if c.b else "most frequent class", "metric": c.metric,
          "difference": c.difference.value, "low": c.difference.low, "high": c.difference.high,
-         "p": c.difference.p, "p_holm": c.adjusted, "family": c.family, "verdict": c.verdict,
+         "p": c.difference.p, "p_holm": None if c.unequal else c.adjusted, "family": c.family,
+         "verdict": WORDS[c.verdict],
          "covers": c.difference.covers, "unequal": c.unequal,
          "mcnemar_p": " ".join(f"{test.p:.6g}" for test in c.mcnemar)}
         for c in report.analysis.comparisons

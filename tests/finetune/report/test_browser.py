@@ -61,7 +61,7 @@ def test_it_fits_phone_and_desktop_without_a_word_in_the_console(
     written: Path, tmp_path: Path
 ) -> None:
     papers = {}
-    for width, dark in ((390, False), (390, True), (1280, False)):
+    for width, dark in ((390, True), (1280, False)):  # the layout does not know the colours
         frame = written
         if (
             width == 390

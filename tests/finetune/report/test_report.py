@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import itertools
 import json
 import re
 from collections.abc import Callable
@@ -21,7 +20,7 @@ from statsmodels.stats.multitest import multipletests
 from dogmed import cli
 from dogmed.data.store import prepare
 from dogmed.errors import ConfigError, DataError
-from dogmed.finetune.report import details, figures
+from dogmed.finetune.report import details
 from dogmed.finetune.report.assembly import Report, assemble
 from dogmed.finetune.report.page import page
 from dogmed.finetune.report.writing import latex, markdown, tex, write_csv
@@ -111,6 +110,8 @@ def test_p_values_are_adjusted_within_a_question_over_all_tasks(add_run: AddRun,
         adjusted = multipletests([c.difference.p for c in family], method="holm")[1]
         assert [c.adjusted for c in family] == pytest.approx(adjusted)
         assert {c.family for c in family} == {len(family)}
+    trivial = [c for c in found if c.question == "trivial"]
+    assert {c.difference.covers for c in trivial} == {"test images"}
     for c in found:
         told = "noise" if c.adjusted >= 0.05 else "better" if c.difference.value > 0 else "worse"
         assert c.verdict == told
@@ -127,15 +128,42 @@ def test_seeds_that_differ_in_an_option_are_not_averaged(add_run: AddRun, out: P
     assert any("differ in epochs" in note for note in report.notes)
 
 
-def test_models_run_with_other_options_are_compared_with_a_warning(
-    add_run: AddRun, out: Path
+def test_models_run_with_other_options_have_no_verdict(
+    add_run: AddRun, out: Path, tmp_path: Path
 ) -> None:
-    add_run()
-    add_run(model="convnextv2_atto", epochs=5)
+    for task in ("breastmnist", "bloodmnist"):
+        add_run(9.0, task=task)
+    add_run(0.0, model="convnextv2_atto", epochs=5)
+    add_run(0.0, task="bloodmnist", model="convnextv2_atto")
     report = build(out)
-    (c, *_) = [c for c in report.analysis.comparisons if c.question == "model"]
-    assert c.unequal == "epochs 3 and 5"
+    equal, unequal = (
+        next(
+            c
+            for c in report.analysis.comparisons
+            if (c.question, c.metric, c.where.task) == ("model", "acc", task)
+        )
+        for task in ("bloodmnist", "breastmnist")
+    )
+    assert unequal.unequal == "epochs 3 and 5" and unequal.difference.p < 0.05
+    assert unequal.verdict == "unequal" and unequal.family == 0
+    assert equal.verdict == "better" and equal.adjusted == equal.difference.p and equal.family == 1
     assert "UNEQUAL: epochs" in markdown(report)
+    headline, _ = report.headlines[0]
+    told = "dognext_test vs convnextv2_atto: ACC better in 1, not comparable in 1 of 2 comparisons (2 test sets)"
+    assert told in headline
+    assert headline.endswith("one seed each: the luck of the seed is not in it")
+    (row,) = report.winners[0].rows
+    assert row.cells[-1].text == "1 better, 1 not comparable of 2"
+    cell = row.cells[[one.task for one in report.sets].index("breastmnist")]
+    assert (cell.sub, cell.mark, cell.shade) == ("SYNTHETIC", "unequal", 0)
+    assert any(note.startswith("One seed each: the luck") for note in report.winners[0].notes)
+    pairs = [
+        r for r in rows(report, tmp_path / "to", "comparisons.csv") if r["question"] == "model"
+    ]
+    assert {(r["verdict"], r["p_holm"] == "") for r in pairs if r["unequal"]} == {
+        ("not comparable", True)
+    }
+    assert not report.analysis.ranks
 
 
 def test_one_seed_has_no_deviation_and_says_so(add_run: AddRun, out: Path) -> None:
@@ -144,6 +172,10 @@ def test_one_seed_has_no_deviation_and_says_so(add_run: AddRun, out: Path) -> No
     report = build(out)
     assert "±" not in report.scores[0].rows[0].cells[0].plain
     assert all("One seed each" in " ".join(table.notes) for table in report.comparisons)
+    assert all("the luck of the seed is not in it" in told for told, _ in report.headlines)
+    add_run(seed=1)
+    add_run(0.5, model="convnextv2_atto", seed=1)
+    assert "luck of the seed" not in markdown(build(out))
 
 
 def test_broken_and_unfinished_runs_are_counted_and_named(add_run: AddRun, out: Path) -> None:
@@ -216,6 +248,15 @@ def test_published_numbers_stand_beside_official_data_with_their_pixels(
     assert "SYNTHETIC" not in text
 
 
+def test_no_published_number_stands_beside_a_variant_of_the_official_file(
+    add_run: AddRun, out: Path
+) -> None:
+    add_run(source="variant")
+    report = build(out)
+    assert not report.sets[0].official and report.sets[0].short == "Breast"
+    assert "MedMNIST+" not in markdown(report) and not report.scores[0].sources
+
+
 def test_same_runs_give_the_same_bytes_and_time_is_in_the_cost_alone(
     add_run: AddRun, out: Path, tmp_path: Path
 ) -> None:
@@ -236,30 +277,27 @@ def test_same_runs_give_the_same_bytes_and_time_is_in_the_cost_alone(
     assert first[3].partition('id="cost"')[0] == slower[3].partition('id="cost"')[0]
 
 
-def test_over_enough_tasks_there_are_ranks_and_a_diagram(add_run: AddRun, out: Path) -> None:
+def test_over_enough_tasks_there_are_ranks_and_a_verdict(add_run: AddRun, out: Path) -> None:
     tasks = ["breastmnist", "pneumoniamnist", "octmnist", "dermamnist", "bloodmnist", "retinamnist"]
-    for task in tasks[:5]:
-        for model, skill in (("dognext_test", 3.0), ("convnextv2_atto", 2.0)):
+    for task in tasks:
+        for model, skill in (("dognext_test", 3.0), ("convnextv2_atto", 0.5)):
             add_run(skill, task=task, model=model)
-    few = build(out)
-    assert "Only 5 tasks" in " ".join(few.over_tasks[0].notes)
-    assert figures.ranks(few.analysis.over_tasks[0], "few") is None
-    for model, skill in (("dognext_test", 3.0), ("convnextv2_atto", 2.0)):
-        add_run(skill, task=tasks[5], model=model)
     report = build(out)
-    (over, *_) = report.analysis.over_tasks
-    assert sum(over.ranks) == pytest.approx(3) and len(over.tasks) == 6
-    ((a, b), test) = next(iter(over.wilcoxon.items()))
+    ranks = report.analysis.ranks[0]
+    assert ranks.ranks == (2.0, 1.0) and len(ranks.tasks) == 6  # convnextv2_atto, dognext_test
+    pair = report.analysis.pairs[0]
     scores = [
-        [report.analysis.of(one, setup)["acc"].value for one in report.sets] for setup in (a, b)
+        [report.analysis.of(one, setup)["acc"].value for one in report.sets]
+        for setup in (pair.a, pair.b)
     ]
-    d = np.subtract(*scores).round(12)
-    ranks = scipy.stats.rankdata(np.abs(d[d != 0])) * np.sign(d[d != 0])
-    signs = np.array(list(itertools.product([-1, 1], repeat=len(ranks))))
-    expected = (np.abs(signs @ np.abs(ranks)) >= abs(ranks.sum())).mean()
-    assert len(over.wilcoxon) == 1 and test.p == pytest.approx(expected)
-    picture = figures.ranks(over, "enough")
-    assert picture is not None and "CD = " in picture.svg
+    assert pair.differences == pytest.approx(np.subtract(*scores))
+    assert pair.test.p == pytest.approx(scipy.stats.wilcoxon(*scores, method="exact").pvalue)
+    assert pair.family == 1 and pair.adjusted == pair.test.p == 2 / 2**6
+    assert pair.verdict == "better" and pair.a.model == "dognext_test"
+    told = "SYNTHETIC data: dognext_test vs convnextv2_atto (scratch), ACC: better over 6 tasks taken together"
+    assert any(line.startswith(told) and sign == "better" for line, sign in report.headlines)
+    table = next(table for table in report.over_tasks if table.key.startswith("tasks_acc"))
+    assert table.rows[0].cells[0].text == "better" and table.rows[0].cells[3].text == "21 : 0"
 
 
 def test_train_fractions_are_rows_of_their_own_with_a_curve(add_run: AddRun, out: Path) -> None:
@@ -312,42 +350,6 @@ def test_predictions_that_do_not_fit_are_refused_in_one_line(
         with pytest.raises(ConfigError, match=told) as error:
             build(out, predictions=[word])
         assert "\n" not in str(error.value)
-
-
-def test_tuning_that_did_not_help_is_said_not_to_have_helped(add_run: AddRun, out: Path) -> None:
-    add_run()
-    folder = out / "tuned" / "breastmnist"
-    folder.mkdir(parents=True)
-    seeds = {"acc": [0.80, 0.82], "auc": [0.9, 0.91]}
-    facts = {
-        "task": "breastmnist",
-        "source": "synthetic",
-        "model": "dognext_test",
-        "init": "scratch",
-        "trials": {"finished": 30, "pruned": 19, "failed": 1},
-        "seconds": 3600.0,
-        "epochs": 3,
-        "seeds": [0, 1],
-        "default": seeds,
-        "tuned": {"acc": [0.82, 0.82], "auc": [0.95, 0.96]},
-        "difference": {
-            "acc": {"n": 2, "mean": 0.01, "sd": 0.014, "interval": [-0.02, 0.04]},
-            "auc": {"n": 2, "mean": 0.05, "sd": 0.0, "interval": [0.05, 0.05]},
-        },
-        "verdict": "in words",
-    }
-    (folder / "dognext_test-scratch-28.json").write_text(json.dumps(facts))
-    (folder / "damaged.json").write_text("{}")
-    report = build(out)
-    assert report.tuned is not None
-    assert (
-        "ACC: tuning helped on 0 of 1 task; where it says noise or worse" in report.tuned.notes[0]
-    )
-    assert report.tuned.notes[1] == "AUC: tuning helped on 1 of 1 task."
-    shown = ["50", "1 h 0 min", "81.00", "82.00", "+1.00", "[−2.00, +4.00]", "noise"]
-    assert [cell.text for cell in report.tuned.rows[0].cells][1:] == shown
-    assert report.tuned.rows[1].cells[-1].mark == "better"
-    assert any("tuned/breastmnist/damaged.json" in note for note in report.notes)
 
 
 def test_filters_keep_what_is_asked_for_and_refuse_what_is_not_there(

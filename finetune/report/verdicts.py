@@ -1,0 +1,31 @@
+"""What may be said of a difference, and the adjustment for how often it is asked."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Hashable, Sequence
+
+from dogmed import stats
+
+ALPHA = 0.05
+METRICS = ("acc", "auc")
+WORDS = {"better": "better", "worse": "worse", "noise": "noise", "unequal": "not comparable"}
+
+
+def verdict(adjusted: float, direction: float) -> str:
+    """Name a difference whose p-value is ``adjusted`` and whose sign is that of ``direction``."""
+    if adjusted >= ALPHA:
+        return "noise"
+    return "better" if direction > 0 else "worse"
+
+
+def adjust(p_values: Sequence[float], families: Sequence[Hashable]) -> list[tuple[float, int]]:
+    """Adjust p-values by Holm within each family; returns each with the size of its family."""
+    members: dict[Hashable, list[int]] = defaultdict(list)
+    for number, family in enumerate(families):
+        members[family].append(number)
+    found = [(1.0, 0)] * len(p_values)
+    for numbers in members.values():
+        for number, p in zip(numbers, stats.holm([p_values[k] for k in numbers]), strict=True):
+            found[number] = float(p), len(numbers)
+    return found
