@@ -50,7 +50,11 @@ def command(
     resamples: int,
 ) -> None:
     """Write the report of the runs below ``out`` and say in a few lines what it says."""
-    out = out.expanduser()
+    from dogmed.finetune.report.publish import publish, refuse_file
+
+    folder = to or out / "report"
+    refuse_file(out, "--out")
+    refuse_file(folder, "--to" if to else "--out")
     if not (out / "finetune").is_dir():
         raise ConfigError(
             f"no runs below {out}: there is no folder {out / 'finetune'}; make some, for example with: dogmed "
@@ -58,8 +62,7 @@ def command(
         )
     from dogmed.finetune.report.assembly import assemble
     from dogmed.finetune.report.page import page
-    from dogmed.finetune.report.writing import latex, markdown, write_csv
-    from dogmed.runs import write_atomic
+    from dogmed.finetune.report.writing import csv_files, latex, markdown
 
     def say(text: str) -> None:
         if sys.stderr.isatty():
@@ -72,21 +75,16 @@ def command(
         init=_words(init),
         label=_words(label),
         predictions=predictions,
-        cache_dirs=[cache_dir.expanduser()] if cache_dir else [],
+        cache_dirs=[cache_dir] if cache_dir else [],
         resamples=resamples,
         say=say,
     )
-    folder = to.expanduser() if to else out / "report"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(
-            f"--to: cannot create {folder} ({error.strerror}); give a writable folder"
-        ) from None
-    write_csv(report, folder)
-    write_atomic(folder / "report.md", markdown(report))
-    write_atomic(folder / "report.tex", latex(report))
-    write_atomic(folder / "report.html", page(report))
+    texts = {
+        "report.md": markdown(report),
+        "report.tex": latex(report),
+        "report.html": page(report),
+    }
+    publish(folder, csv_files(report) | texts)
     if report.synthetic:
         print(report.synthetic)
     for line in [*report.facts, *(told for told, _ in report.headlines)]:
