@@ -43,7 +43,8 @@ class BenchmarkConfig(ExecutorConfig, FinetuneConfig):
     skip_missing: bool
     """Leave out the cells whose initial weights, or with --tuned recipes, are not there."""
     tuned: bool
-    """Each task with what dogmed tune has found for it, <out>/tuned/TASK.yaml; flags win over it."""
+    """Each cell with what dogmed tune has found for it, <out>/tuned/TASK/MODEL-INIT-SIZE.yaml; options that
+    are not at their usual values win over it."""
 
 
 def combine(config: BenchmarkConfig) -> list[FinetuneConfig]:

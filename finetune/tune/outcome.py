@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,11 @@ from optuna.trial import FrozenTrial, TrialState
 from dogmed import config as configuration
 from dogmed.console import duration
 from dogmed.errors import TrainingError
+from dogmed.finetune.config import FinetuneConfig
 from dogmed.finetune.folder import FinetuneFolder
 from dogmed.finetune.tune.plots import draw
-from dogmed.finetune.tune.recipe import tuned_file
+from dogmed.finetune.tune.recipe import SEED, tuned_file, tuned_label
+from dogmed.finetune.tune.space import with_values
 from dogmed.finetune.tune.study import Files, is_over, last_attempts, why
 from dogmed.finetune.tune.worker import Work
 from dogmed.runs import write_atomic
@@ -33,7 +35,8 @@ class Found:
     val_auc: float
     values: dict[str, Any]
     """By dotted option."""
-    label: str
+    config: FinetuneConfig
+    """The options with these values, and their label."""
     done: int
     pruned: int
     failed: int
@@ -44,7 +47,7 @@ class Found:
 
 
 def write(job: Work) -> Found:
-    """Write ``<out>/tuned/<task>.yaml``, and it, ``trials.csv`` and ``plots.html`` in the study's folder.
+    """Write ``<out>/tuned/<task>/<setup>.yaml``; it, ``trials.csv`` and ``plots.html`` in the study's folder.
 
     Raises:
         TrainingError: no trial was finished.
@@ -58,22 +61,25 @@ def write(job: Work) -> Found:
         reasons = [why(a) for a in last.values() if a.state == TrialState.FAIL]
         raise TrainingError(f"no trial of study {job.files.name} was finished: {reasons[-1]}")
     number, best = max(complete.items(), key=lambda item: (item[1].value or 0.0, -item[0]))
-    label = f"{job.base.label}-tuned" if job.base.label else "tuned"
+    config = with_values(job.base, best.params, f"trial {number}")
     found = Found(
         number=number,
         val_auc=best.value or 0.0,
         values=best.params,
-        label=label,
+        config=replace(config, label=tuned_label(config)),
         done=len(complete),
         pruned=states.count(TrialState.PRUNED),
         failed=states.count(TrialState.FAIL),
         seconds=sum(seconds_of(job.files, number) for number in last),
-        recipe=tuned_file(job.base.out.expanduser(), job.files.root.parent.name),
+        recipe=tuned_file(job.base, job.data.task.name, job.data.source),
         table=table,
         plots=draw(job.study, job.files.root / "plots.html"),
     )
+    text = _recipe(job, found)
+    if not (found.recipe.is_file() and found.recipe.read_text() == text):
+        found.recipe.with_suffix(".json").unlink(missing_ok=True)  # it was about another recipe
     for file in (found.recipe, job.files.recipe):
-        write_atomic(file, _recipe(job, found))
+        write_atomic(file, text)
     return found
 
 
@@ -103,15 +109,17 @@ def _recipe(job: Work, found: Found) -> str:
     """YAML for ``dogmed finetune --config``: what differs from its defaults, and where it comes from."""
     usual = configuration.flatten(configuration.recipe("finetune/default"))
     base = configuration.flatten(configuration.to_dict(job.base))
-    values = {name: value for name, value in base.items() if name not in FinetuneFolder.free}
+    left_out = FinetuneFolder.free | {"seed"}
+    values = {name: value for name, value in base.items() if name not in left_out}
     values |= found.values
     values = {name: value for name, value in values.items() if value != usual[name]}
-    values = configuration.merge({"task": job.base.task, "label": found.label}, values)
+    values = configuration.merge({"task": job.base.task, "label": found.config.label}, values)
     facts = {
         "made by": _command(job),
         "study": f"{job.files.name}, trial {found.number}",
         "trials": f"{found.done} finished, {found.pruned} pruned, {found.failed} failed",
         "val AUC": f"{found.val_auc:.4f}, the best of {found.done}: an optimistic figure, not a result",
+        SEED: f"{job.base.seed}, of every trial: a run with it repeats the best one",
         "cost": f"{duration(found.seconds)} of training ({found.seconds / 3600:.3g} hours)",
         "searched": "; ".join(f"{name} {option}" for name, option in job.space.items()),
     }

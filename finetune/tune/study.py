@@ -2,7 +2,7 @@
 
 Optuna's numbers of trials grow when one is tried again after its process died, so here a *trial* is
 named by the number under which it was first tried, and ``attempts`` are what Optuna keeps. Attempts
-begin one at a time, under a lock in the study's folder: that makes the number of trials exact and the
+begin one at a time, under a lock in the study's folder, the claim: that makes the number of trials exact and the
 choice of each follow from the seed and from the trials before it alone.
 """
 
@@ -71,10 +71,27 @@ class Files:
         return self.root / "tuned.json"
 
     @property
-    def lock(self) -> FileLock:
-        """Held while a study is set up and while an attempt begins."""
+    def claim(self) -> FileLock:
+        """Held for a moment: while a study is set up and while an attempt begins."""
         self.root.mkdir(parents=True, exist_ok=True)
-        return FileLock(self.root / ".lock")
+        return FileLock(self.root / ".claim")
+
+    @contextmanager
+    def directed(self) -> Iterator[None]:
+        """Hold the study's folder as a run's is held: one call directs a study, beside any workers.
+
+        Raises:
+            ConfigError: another call does.
+        """
+        self.root.mkdir(parents=True, exist_ok=True)
+        try:
+            with FileLock(self.root / ".lock", timeout=0):
+                yield
+        except Timeout:
+            raise ConfigError(
+                f"study {self.name}: another process directs it ({self.root}); wait for it, or add a "
+                "worker with --worker"
+            ) from None
 
     def trial(self, number: int) -> TrialFolder:
         """The folder of a trial's run."""
@@ -100,7 +117,7 @@ def open_study(
         "space": {name: str(option) for name, option in space.items()},
         "options": fixed_options(base, space),
     }
-    with files.lock:
+    with files.claim:
         storage = _open_storage(config, files)
         study = optuna.create_study(
             storage=storage,
@@ -196,7 +213,7 @@ def revive(study: optuna.Study, files: Files) -> None:
     """Have trials whose process died, or was stopped, continued by whoever comes next.
 
     With a file as storage a trial's process holds a lock that ends with it; a database is told signs
-    of life, and Optuna fails the trials without. Call this under the study's lock.
+    of life, and Optuna fails the trials without. Call this under the study's claim.
     """
     if has_locks(study):
         for number, attempt in last_attempts(study).items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import time
 from contextlib import closing
@@ -13,9 +14,9 @@ from optuna.trial import FrozenTrial, TrialState
 from dogmed import tracking
 from dogmed.config import to_yaml
 from dogmed.console import Console, Stopper
-from dogmed.errors import ConfigError, Interrupted, TrainingError
+from dogmed.errors import ConfigError, DogmedError, Interrupted, TrainingError
 from dogmed.finetune import build
-from dogmed.finetune.benchmark.cells import plan_of
+from dogmed.finetune.benchmark.cells import find_cells, plan_of
 from dogmed.finetune.executors.base import Executor, Job
 from dogmed.finetune.tune import comparison, outcome
 from dogmed.finetune.tune.options import TuneConfig, base_of, tasks_of
@@ -35,6 +36,8 @@ from dogmed.runs import RunFolder, write_atomic
 
 POLL_SECONDS = 0.5
 DEATHS = 5  # of workers, one after another and no trial finished, that end a study
+STOPPED = (0, 128 + signal.SIGINT, 128 + signal.SIGTERM)  # codes of workers that left in good order
+IDLE = 50  # of these, one after another and no epoch done, that end a study
 MOST_WORKERS = 8  # where the cluster sets no limit: workers that start together learn nothing
 
 
@@ -67,8 +70,10 @@ def tune(config: TuneConfig, executor: Executor) -> int:
     code = 0
     for task in tasks:
         try:
-            _tune_one(open_work(config, task), executor, console)
-        except TrainingError as error:
+            job = open_work(config, task)
+            with job.files.directed():
+                _tune_one(job, executor, console)
+        except DogmedError as error:
             if len(tasks) == 1:
                 raise
             print(f"FAILED  {task}: {error}", file=sys.stderr)
@@ -95,7 +100,8 @@ def describe(config: TuneConfig, task: str) -> str:
 
 
 def _refuse_unusable(config: TuneConfig, task: str) -> None:
-    """Build the model, with the outermost values of the space, for what it refuses."""
+    """Build the model, with the outermost values of the space, for what it refuses; likewise the folders
+    of the runs with the usual options, where these are known."""
     base = base_of(config, task)
     facts = plan_of(base).task
     space = space_of(config.space, task, base)
@@ -103,6 +109,8 @@ def _refuse_unusable(config: TuneConfig, task: str) -> None:
     run = with_values(base, outermost, f"--space {config.space}")
     objective = build.build_objective(run, facts.kind, facts.num_classes)
     build.build_network(run, objective.num_outputs, facts.classes)
+    if "epochs" not in space:
+        find_cells(comparison.usual_runs(base, base.epochs, config.compare_seeds))
 
 
 def _tune_one(job: Work, executor: Executor, console: Console) -> None:
@@ -171,13 +179,15 @@ class Search:
         self._running: dict[str, tuple[Path, int]] = {}  # logs, and where the job's words begin
         self._started = 0
         self._deaths: list[str] = []  # what workers said that died since a trial was finished
+        self._idle = 0  # workers that left since an epoch was done
+        self._epochs = 0
         self._told: set[int] = set()
 
     def run(self) -> None:
         """Have all trials done.
 
         Raises:
-            TrainingError: the workers die, one after another, and nothing gets done.
+            TrainingError: the workers die or leave, one after another, and nothing gets done.
             Interrupted: a signal came; the trials under way have saved their state.
         """
         job = self.job
@@ -219,7 +229,7 @@ class Search:
     def _fill(self) -> None:
         """Start workers while there are trials that nobody works on, and room."""
         job = self.job
-        with job.files.lock:
+        with job.files.claim:
             revive(job.study, job.files)
             room = waiting(job.study, self.trials)
         slots = min(self.executor.slots, job.config.jobs or MOST_WORKERS, self._left())
@@ -239,7 +249,10 @@ class Search:
         """Take note of the workers that have ended."""
         for name, code in self.executor.ended().items():
             log, start = self._running.pop(name)
-            if code == 0 or stopping:
+            if stopping:
+                continue
+            if code in STOPPED:
+                self._left_early(log, code)
                 continue
             with closing(log.open("rb")) as file:
                 file.seek(start)
@@ -252,6 +265,22 @@ class Search:
                 raise TrainingError(
                     f"{DEATHS} workers have died and no trial was finished: {self._deaths[-1]}"
                 )
+
+    def _left_early(self, log: Path, code: int) -> None:
+        """A worker has left in good order, as a cluster's time limit makes it: another goes on, so long
+        as something gets done."""
+        last = last_attempts(self.job.study).values()
+        epochs = sum(len(attempt.intermediate_values) for attempt in last)
+        self._idle = 1 if epochs > self._epochs else self._idle + 1
+        self._epochs = max(epochs, self._epochs)
+        if code:
+            self.console.line(
+                f"a worker was stopped (exit code {code}); its trial will be continued"
+            )
+        if self._idle >= IDLE and self._left():
+            raise TrainingError(
+                f"{IDLE} workers have left, one after another, and no epoch was done; see {log}"
+            )
 
     def _tell(self) -> None:
         """A line for each trial that has ended."""

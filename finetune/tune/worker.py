@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import os
 import shutil
@@ -11,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import optuna
+import torch
 from filelock import FileLock
 from optuna.samplers import TPESampler
 
@@ -75,7 +77,7 @@ def work(config: TuneConfig, task: str) -> None:
 
 def try_next(job: Work, stopper: Stopper) -> bool:
     """Try what comes next; returns False where everything has been begun."""
-    claim = job.files.lock
+    claim = job.files.claim
     with claim:
         revive(job.study, job.files)
         if not waiting(job.study, job.config.trials):
@@ -90,10 +92,22 @@ def try_next(job: Work, stopper: Stopper) -> bool:
     return True
 
 
+def forget() -> None:
+    """Leave nothing of the last trial in this process.
+
+    A finished run holds itself by cycles, and its images may be on the device; torch.compile would give
+    up compiling after some networks that share code (``torch._dynamo.config.recompile_limit``).
+    """
+    torch.compiler.reset()
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
 def _objective(job: Work, attempt: optuna.Trial, claim: FileLock, stopper: Stopper) -> float:
     """Val AUC of the epoch that the run has selected.
 
-    The attempt begins under the study's lock, ``claim``, which is let go once its values are chosen.
+    The attempt begins under the study's ``claim``, which is let go once its values are chosen.
     """
     number = int(attempt.user_attrs.get("trial", attempt.number))
     with job.files.alive(number) if has_locks(job.study) else nullcontext():
@@ -137,6 +151,7 @@ def _train(
         if attempt.should_prune():
             raise HopelessError(f"pruned after epoch {row['epoch']}")
 
+    forget()
     print(f"trial {number}: " + ", ".join(f"{name} {value}" for name, value in values.items()))
     checkpoints = folder.last.parent
     try:

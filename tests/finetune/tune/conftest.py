@@ -18,6 +18,7 @@ from dogmed.finetune.tune.options import TuneConfig
 TINY = (
     "--task=breastmnist", "--data=synthetic", "--model=dognext_test", "--size=28", "--epochs=2",
     "--eval.resamples=20", "--device=cpu", "--trials=3", "--compare-seeds=0", "--tracking=off",
+    "--train-fraction=0.2",
 )  # fmt: skip
 SPACE = {
     "optim.lr_base": {"low": 1e-4, "high": 1e-2, "log": True},

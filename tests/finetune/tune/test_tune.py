@@ -11,6 +11,7 @@ import shutil
 import signal
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,17 +20,20 @@ import numpy as np
 import optuna
 import pytest
 import yaml
+from filelock import FileLock, Timeout
 from optuna.trial import TrialState
 
-from dogmed import cli, config
+from dogmed import cli, config, stats
 from dogmed.data.prepared import Prepared
 from dogmed.errors import ConfigError, Interrupted, TrainingError
+from dogmed.finetune import build
 from dogmed.finetune.benchmark.matrix import BenchmarkConfig, combine
 from dogmed.finetune.config import FinetuneConfig
+from dogmed.finetune.executors.base import Job
 from dogmed.finetune.executors.local import Local
 from dogmed.finetune.executors.options import ExecutorConfig
-from dogmed.finetune.tune.comparison import verdict
-from dogmed.finetune.tune.options import TuneConfig
+from dogmed.finetune.tune.comparison import difference_of, usual_runs, verdict
+from dogmed.finetune.tune.options import TuneConfig, base_of
 from dogmed.finetune.tune.recipe import take_tuned
 from dogmed.finetune.tune.study import build_pruner, last_attempts, trial_of
 from dogmed.finetune.tune.tuning import tune
@@ -37,6 +41,8 @@ from dogmed.finetune.tune.worker import Work, open_work, work
 
 Make = Callable[..., TuneConfig]
 SYNTHETIC = "breastmnist-synthetic"
+SETUP = "dognext_test-scratch-28-fraction0.2"
+DEADLINE = 60  # seconds
 PRUNE_SOON = ("--prune-after-trials=1", "--prune-after-epochs=0")
 
 
@@ -53,7 +59,10 @@ def read_trials(job: Work) -> list[dict[str, str]]:
 
 def when_an_epoch_is_done(metrics: Path, then: Callable[[], None]) -> threading.Thread:
     def watch() -> None:
+        until = time.monotonic() + DEADLINE
         while not (metrics.is_file() and metrics.read_bytes().count(b"\n")):
+            if time.monotonic() > until:
+                return
             time.sleep(0.005)
         then()
 
@@ -66,9 +75,9 @@ def when_an_epoch_is_done(metrics: Path, then: Callable[[], None]) -> threading.
 def whole(
     make_tuning: Make, make_here: Callable[[], Any], tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[TuneConfig, Work]:
-    """A study of five trials, some pruned, tracked and compared with the usual options."""
+    """A study of four trials, some pruned, tracked and compared with the usual options."""
     out = tmp_path_factory.mktemp("whole")
-    more = ("--trials=5", "--compare-seeds=2", "--tracking=mlflow", *PRUNE_SOON)
+    more = ("--trials=4", "--compare-seeds=2", "--tracking=mlflow", *PRUNE_SOON)
     config = make_tuning(out, *more)
     assert tune(config, make_here()) == 0
     return config, open_work(config, "breastmnist")
@@ -77,7 +86,7 @@ def whole(
 def test_there_are_as_many_trials_as_were_asked_for(whole: tuple[TuneConfig, Work]) -> None:
     _, job = whole
     rows = read_trials(job)
-    assert len(rows) == len(job.study.trials) == 5
+    assert len(rows) == len(job.study.trials) == 4
     assert {row["state"] for row in rows} == {"complete", "pruned"}
     for row in rows:
         assert 1e-4 <= float(row["optim.lr_base"]) <= 1e-2
@@ -136,7 +145,7 @@ def test_the_recipe_is_one_that_finetune_and_benchmark_take(
     whole: tuple[TuneConfig, Work],
 ) -> None:
     tuning, job = whole
-    file = tuning.out / "tuned" / f"{SYNTHETIC}.yaml"
+    file = tuning.out / "tuned" / SYNTHETIC / f"{SETUP}.yaml"
     text = file.read_text()
     best = job.study.best_trial
     for fact in ("# made by: dogmed tune --task breastmnist", job.files.name, "val AUC", "# cost"):
@@ -144,46 +153,79 @@ def test_the_recipe_is_one_that_finetune_and_benchmark_take(
     run = config.parse(
         FinetuneConfig, ["--config", str(file)], prog="", base=config.recipe("finetune/default")
     )
-    assert (run.task, run.model, run.size, run.label) == (
-        "breastmnist",
-        "dognext_test",
-        28,
-        "tuned",
-    )
+    assert (run.task, run.model, run.size) == ("breastmnist", "dognext_test", 28)
+    assert re.fullmatch("tuned-[0-9a-f]{6}", run.label)
     assert run.optim.lr_base == best.params["optim.lr_base"]
     assert run.batch_size == best.params["batch_size"]
     usual = config.flatten(config.recipe("finetune/default"))
     for name, value in config.flatten(yaml.safe_load(text)).items():
         assert value != usual[name], f"{name} is as it always is"
 
+
+def test_a_cell_takes_its_own_recipe_and_the_seed_of_the_search_is_told(
+    whole: tuple[TuneConfig, Work], capsys: pytest.CaptureFixture[str]
+) -> None:
+    tuning, job = whole
+    best = job.study.best_trial
     argv = [
         "--task=breastmnist", "--data=synthetic", "--init=scratch", "--size=28", "--seeds=2", "--tuned",
-        "--model=dognext_test,resnet18", f"--out={tuning.out}", f"--cache-dir={tuning.cache_dir}",
+        "--model=dognext_test,resnet18", "--train-fraction=0.2", "--epochs=2", f"--out={tuning.out}",
+        f"--cache-dir={tuning.cache_dir}",
     ]  # fmt: skip
     base = config.recipe("finetune/benchmark")
     runs = combine(config.parse(BenchmarkConfig, argv, prog="", base=base))
-    taken = take_tuned(runs, skip_missing=False)
-    assert [(run.model, run.seed) for run in taken] == [(run.model, run.seed) for run in runs]
-    assert {run.label for run in taken} == {"tuned"}
+    with pytest.raises(ConfigError, match=r"no tuned recipe of breastmnist resnet18 scratch \("):
+        take_tuned(runs, skip_missing=False)
+    capsys.readouterr()
+    taken = take_tuned(runs, skip_missing=True)
+    assert [(run.model, run.seed) for run in taken] == [("dognext_test", 0), ("dognext_test", 1)]
     assert {run.optim.lr_base for run in taken} == {best.params["optim.lr_base"]}
-    assert {run.epochs for run in taken} == {tuning.epochs}
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == 2
+    assert told[1].startswith("--tuned: seed 0 is the search's own")
+    report = json.loads((tuning.out / "tuned" / SYNTHETIC / f"{SETUP}.json").read_text())
+    assert {run.label for run in taken} == {report["labels"]["tuned"]}  # the comparison's cells
     runs = combine(config.parse(BenchmarkConfig, [*argv, "--epochs=7"], prog="", base=base))
-    assert {run.epochs for run in take_tuned(runs, skip_missing=False)} == {7}
+    longer = take_tuned(runs, skip_missing=True)
+    assert {run.epochs for run in longer} == {7}
+    assert {run.label for run in longer} != {run.label for run in taken}
 
 
 def test_the_outcome_is_compared_seed_by_seed(whole: tuple[TuneConfig, Work]) -> None:
     tuning, _ = whole
-    report = json.loads((tuning.out / "tuned" / f"{SYNTHETIC}.json").read_text())
-    assert report["seeds"] == [0, 1]
+    report = json.loads((tuning.out / "tuned" / SYNTHETIC / f"{SETUP}.json").read_text())
+    assert report["search_seed"] == 0
+    assert report["seeds"] == [1, 2], "not the seed of the search"
     assert report["epochs"] == 2
-    for label in ("default", "tuned"):
-        cells = tuning.out / "finetune" / SYNTHETIC / f"dognext_test-scratch-28-{label}"
-        results = [json.loads((cells / f"seed{k}" / "result.json").read_text()) for k in (0, 1)]
-        assert report[label]["acc"] == [result["test"]["acc"] for result in results]
+    assert report["labels"]["default"] == ""  # the cells of any benchmark
+    for side, label in report["labels"].items():
+        cells = tuning.out / "finetune" / SYNTHETIC / (SETUP + (f"-{label}" if label else ""))
+        results = [json.loads((cells / f"seed{k}" / "result.json").read_text()) for k in (1, 2)]
+        assert report[side]["acc"] == [result["test"]["acc"] for result in results]
         assert {result["epochs"] for result in results} == {2}
     pairs = zip(report["tuned"]["auc"], report["default"]["auc"], strict=True)
     assert report["difference"]["auc"]["mean"] == pytest.approx(np.mean([a - b for a, b in pairs]))
+    assert report["interval_covers"] == "test images and training seeds"
     assert "2 seeds tell little" in report["verdict"]
+
+
+def test_a_comparison_over_other_epochs_says_so_in_its_label(
+    make_tuning: Make, tmp_path: Path
+) -> None:
+    base = base_of(make_tuning(tmp_path), "breastmnist")
+    assert {(run.label, run.epochs) for run in usual_runs(base, 20, 2)} == {("default-20ep", 20)}
+    assert [(run.label, run.seed) for run in usual_runs(base, 2, 2)] == [("", 1), ("", 2)]
+
+
+@pytest.mark.parametrize(
+    ("by_seed", "known"), [([0.01], False), ([0.01, 0.01, 0.01], False), ([0.01, 0.02], True)]
+)
+def test_equal_differences_or_one_alone_give_no_interval(by_seed: list[float], known: bool) -> None:
+    found = stats.Difference(value=0.01, low=0.005, high=0.015, p=0.01, covers="")
+    difference = difference_of(np.array(by_seed), found)
+    assert difference["interval"] == ((0.005, 0.015) if known else None)
+    said = verdict({"acc": difference}, len(by_seed))
+    assert ("tuning helped" in said and "cannot be told" not in said) == known
 
 
 @pytest.mark.parametrize(
@@ -192,7 +234,7 @@ def test_the_outcome_is_compared_seed_by_seed(whole: tuple[TuneConfig, Work]) ->
         ((0.01, 0.03), "ACC +0.0200 [+0.0100, +0.0300]: tuning helped"),
         ((-0.01, 0.05), "it cannot be told whether tuning helped"),
         ((-0.03, -0.01), "tuning did harm"),
-        (None, "cannot be told from one seed"),
+        (None, "cannot be told from seeds that all differ alike"),
     ],
 )
 def test_the_verdict_is_in_plain_words(interval: tuple[float, float] | None, said: str) -> None:
@@ -217,9 +259,9 @@ def test_trials_are_nested_under_their_study_in_mlflow(whole: tuple[TuneConfig, 
     (parent,) = [run for run in runs if run.info.run_name == job.files.name]
     assert parent.info.status == "FINISHED"
     children = [r for r in runs if r.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
-    assert len(children) == len(runs) - 1 == 5 + 4  # trials, cells of the comparison
+    assert len(children) == len(runs) - 1 == 4 + 4  # trials, cells of the comparison
     trials = [run for run in children if "test_acc" not in run.data.metrics]
-    assert len(trials) == 5
+    assert len(trials) == 4
     assert not [key for run in trials for key in run.data.metrics if key.startswith("test")]
 
 
@@ -267,7 +309,7 @@ def test_a_stopped_study_goes_on_as_if_nothing_had_been(make_tuning: Make, tmp_p
     )
     with pytest.raises(Interrupted):
         work(stopped, "breastmnist")
-    thread.join()
+    thread.join(DEADLINE)
     assert len(last_attempts(job.study)) == 2
     work(stopped, "breastmnist")
     assert values_of(job) == values_of(open_work(whole, "breastmnist"))
@@ -281,7 +323,7 @@ def test_a_failing_trial_says_why_and_the_others_go_on(
     make_tuning: Make, here: Any, tmp_path: Path
 ) -> None:
     space = {"optim.name": ["adamw", "adamv"]}
-    config = make_tuning(tmp_path, "--trials=6", "--epochs=1", space=space)
+    config = make_tuning(tmp_path, "--trials=4", "--epochs=1", space=space)
     assert tune(config, here) == 0
     rows = read_trials(open_work(config, "breastmnist"))
     assert {(row["optim.name"], row["state"]) for row in rows} == {
@@ -313,9 +355,10 @@ def test_two_workers_on_one_study_outlive_the_death_of_one(
     )
     job = open_work(config, "breastmnist")
     killed: list[int] = []
+    until = time.monotonic() + DEADLINE
 
     def kill_a_worker() -> None:
-        while not killed:
+        while not killed and time.monotonic() < until:
             for number, attempt in last_attempts(job.study).items():
                 metrics = job.files.trial(number).metrics
                 saved = metrics.is_file() and metrics.read_bytes().count(b"\n") > 1
@@ -329,7 +372,8 @@ def test_two_workers_on_one_study_outlive_the_death_of_one(
     thread.start()
     with contextlib.closing(Local([None, None], threads=1)) as executor:
         assert tune(config, executor) == 0
-    thread.join()
+    thread.join(DEADLINE)
+    assert killed
     rows = read_trials(job)
     assert len(rows) == 4, "exactly as many as were asked for"
     assert {row["state"] for row in rows} == {"complete"}
@@ -398,15 +442,75 @@ def test_a_dry_run_trains_nothing(
 
 
 def test_tuned_names_the_tasks_without_a_recipe(make_tuning: Make, tmp_path: Path) -> None:
-    (tmp_path / "tuned").mkdir()
-    (tmp_path / "tuned" / f"{SYNTHETIC}.yaml").write_text("batch_size: 16\nlabel: tuned\n")
-    argv = ["--task=breastmnist,bloodmnist", "--data=synthetic", "--size=28", f"--out={tmp_path}"]
+    folder = tmp_path / "tuned" / SYNTHETIC
+    folder.mkdir(parents=True)
+    (folder / "dognext_atto-scratch-28.yaml").write_text("batch_size: 16\nlabel: tuned\n")
+    argv = ["--task=breastmnist,bloodmnist", "--data=synthetic", "--size=28", "--init=scratch",
+            "--model=dognext_atto", f"--out={tmp_path}"]  # fmt: skip
     base = config.recipe("finetune/benchmark")
     runs = combine(config.parse(BenchmarkConfig, argv, prog="", base=base))
-    with pytest.raises(ConfigError, match=r"no tuned recipe of bloodmnist .*--skip-missing"):
+    with pytest.raises(
+        ConfigError, match=r"no tuned recipe of bloodmnist dognext_atto .*--skip-missing"
+    ):
         take_tuned(runs, skip_missing=False)
     taken = take_tuned(runs, skip_missing=True)
     assert {(run.task, run.batch_size) for run in taken} == {("breastmnist", 16)}
+
+
+def test_workers_that_a_cluster_stops_are_no_deaths(
+    make_tuning: Make,
+    make_here: Callable[[], Any],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    here = make_here()
+    start, stopped = here.start, []
+
+    def start_at_last(job: Job) -> None:
+        if len(stopped) == 5:
+            start(job)
+            return
+        stopped.append(job.name)
+        job.log.touch()
+        here.codes[job.name] = 143
+
+    here.start = start_at_last
+    assert tune(make_tuning(tmp_path, "--trials=1", "--epochs=1"), here) == 0
+    said = capsys.readouterr().out
+    assert said.count("a worker was stopped (exit code 143)") == 5
+    assert "has died" not in said
+
+
+def test_one_call_directs_a_study_and_sync_sees_it_at_work(
+    make_tuning: Make, here: Any, tmp_path: Path
+) -> None:
+    tuning = make_tuning(tmp_path)
+    job = open_work(tuning, "breastmnist")
+    with job.files.directed():
+        with pytest.raises(Timeout), FileLock(job.files.root / ".lock", timeout=0):
+            pass
+        with job.files.claim:  # a worker does not need it
+            pass
+        with pytest.raises(ConfigError, match=r"another process directs it .*--worker"):
+            tune(tuning, here)
+    assert not here.started
+
+
+def test_nothing_of_a_finished_trial_stays(
+    make_tuning: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models: list[weakref.ref[Any]] = []
+    build_network = build.build_network
+
+    def watched(*args: Any, **options: Any) -> Any:
+        assert [model() for model in models] == [None] * len(models)
+        network = build_network(*args, **options)
+        models.append(weakref.ref(network.model))
+        return network
+
+    monkeypatch.setattr(build, "build_network", watched)
+    work(make_tuning(tmp_path, "--trials=2", "--epochs=1"), "breastmnist")
+    assert len(models) == 2
 
 
 def test_tune_takes_the_options_of_finetune_and_its_own() -> None:
