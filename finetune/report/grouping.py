@@ -181,7 +181,8 @@ def question_of(a: Setup, b: Setup) -> str | None:
 def unequal(a: Group, b: Group) -> str:
     """What differs between two groups besides what they are compared for, or nothing.
 
-    Initial weights belong to a model. Where options are what is compared, data and weights must be equal.
+    Initial weights belong to a model. Where options are what is compared, data, weights and (unless epochs
+    are what a variant is named after) epochs must be equal: a label does not tell how long its runs are.
     """
     one, other = a.runs[0], b.runs[0]
     if one.theirs or other.theirs:
@@ -189,6 +190,7 @@ def unequal(a: Group, b: Group) -> str:
     keys = (one.options.keys() | other.options.keys()) - {"initial weights"}
     if question_of(a.setup, b.setup) == "options":
         keys = {"data", "initial weights"}
+        keys |= {"epochs"} if a.setup.label != b.setup.label else set()
     return ", ".join(
         f"{key} {_shown(one.options.get(key))} and {_shown(other.options.get(key))}"
         for key in sorted(keys)

@@ -10,7 +10,7 @@ import pytest
 
 from dogmed import stats
 from dogmed.finetune.report import figures, task_tables
-from dogmed.finetune.report.grouping import Group, Setup, TestSet
+from dogmed.finetune.report.grouping import Group, Setup, TestSet, unequal
 from dogmed.finetune.report.over_tasks import Pair, Ranks, over_tasks
 from dogmed.finetune.report.reading import Run
 
@@ -112,6 +112,13 @@ def test_tasks_with_unequal_options_are_left_out() -> None:
     assert ranks.tasks == tuple(f"t{k}" for k in range(1, 7)) and len(pair.differences) == 6
     assert "Left out: t0 (UNEQUAL options)." in task_tables.ranks(ranks).notes
     assert not analysed(sets[:6])[1]
+
+
+def test_a_label_does_not_excuse_longer_training() -> None:
+    usual, tuned = setup(), setup(label="tuned")
+    one, other = (test_set("t", {s: 0.5}).groups[0] for s in (usual, tuned))
+    longer = test_set("t", {tuned: 0.5}, a=50).groups[0]
+    assert unequal(one, other) == "" and unequal(one, longer) == "epochs 3 and 50"
 
 
 def test_without_a_word_of_friedman_there_is_no_diagram() -> None:
