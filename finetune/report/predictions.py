@@ -114,7 +114,7 @@ def _read(name: str, file: Path, where: TestSet, labels: Labels, seed: int) -> R
             "folder of the prepared data"
         )
     probabilities = metrics.read_predictions(file)
-    if problem := misfit(where.kind, len(where.classes), len(y), probabilities):
+    if problem := misfit(len(where.classes), len(y), probabilities):
         raise DataError(f"--predictions {name}: {file.name} has {problem}")
     test = metrics.score(where.kind, y, probabilities)
     reference = where.groups[0].runs[0]

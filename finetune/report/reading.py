@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import functools
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -12,14 +12,18 @@ from typing import Any
 import numpy as np
 
 from dogmed import config as configuration
+from dogmed import metrics
 from dogmed.data.prepared import load_prepared, prepared_folders
 from dogmed.data.request import default_cache_dir
-from dogmed.errors import DogmedError
+from dogmed.data.tasks import official_tasks
+from dogmed.errors import DataError, DogmedError
+from dogmed.finetune.config import FinetuneConfig
 from dogmed.finetune.folder import FinetuneFolder
+from dogmed.finetune.report.schema import Options, Result, check, read_epochs, read_result
 from dogmed.metrics import Floats, Ints, read_predictions
 
-SETUP = ("model", "init", "train_fraction", "label")
 _SEED = re.compile(r"seed\d+")  # a run set aside is called seed0.old1
+TOLERANCE = 1e-6  # of a score; predictions are written so that they read back exactly
 _FREE = FinetuneFolder.free | {"seed", "size", "kind", "model", "init", "train_fraction"}
 
 
@@ -67,8 +71,16 @@ class Found:
     """Where the runs say that their prepared data are."""
 
 
-def read_runs(out: Path) -> Found:
-    """Read every run below ``<out>/finetune``; nothing there is touched, and nothing stops the reading."""
+def read_runs(out: Path, cache_dirs: Iterable[Path] = ()) -> Found:
+    """Read every run below ``<out>/finetune``; nothing there is touched, and nothing stops the reading.
+
+    A run is used only if its files agree: with each other, with the name of the folder, and the scores
+    with the predictions where labels are at hand.
+
+    Args:
+        out: where the runs are.
+        cache_dirs: prepared data besides where the runs say that theirs are.
+    """
     found = Found([], {}, {}, {}, [])
     caches: dict[Path, None] = {}
     for root in sorted((out / "finetune").glob("*/*/seed*"), key=_natural):
@@ -80,24 +92,25 @@ def read_runs(out: Path) -> Found:
             if not folder.result.is_file():
                 found.unfinished[name] = _progress(folder)
                 continue
-            result = json.loads(folder.result.read_text())
             options = _options(folder)
+            known = check(Options, options, folder.config.name)
+            place = _cache_dir(known)
+            result = read_result(folder.result)
+            _refuse_other(folder, result, known)
             run, lacks = _read(folder, name, result, options)
         except DogmedError as error:
             found.damaged[name] = str(error).replace(f"{root}/", "")
             continue
-        except KeyError as error:
-            found.damaged[name] = f"result.json has no {error}"
-            continue
-        except (OSError, ValueError, TypeError, AttributeError):
-            found.damaged[name] = "result.json is damaged"
+        except OSError as error:
+            found.damaged[name] = f"cannot be read ({error.strerror or error})"
             continue
         found.runs.append(run)
         if lacks:
             found.incomplete[name] = "; ".join(lacks)
-        cache = options.get("cache_dir")
-        caches[Path(cache).expanduser() if cache else default_cache_dir()] = None
+        caches[place] = None
     found.caches.extend(caches)
+    _leave_out(found, _contradictions(found.runs, Labels(dict.fromkeys([*cache_dirs, *caches]))))
+    _leave_out(found, _twins(found.runs))
     return found
 
 
@@ -125,58 +138,163 @@ class Labels:
         return np.load(folder / f"{split}_labels.npy", allow_pickle=False)
 
 
+def _leave_out(found: Found, damaged: Mapping[str, str]) -> None:
+    found.damaged.update(damaged)
+    found.runs[:] = [run for run in found.runs if run.folder not in damaged]
+    for name in damaged:
+        found.incomplete.pop(name, None)
+
+
+def _refuse_other(folder: FinetuneFolder, result: Result, options: Options) -> None:
+    """Make sure that the result is of the run whose options and folder these are."""
+    said = {
+        "model": result.model,
+        "init": result.init,
+        "size": result.data.size,
+        "seed": result.seed,
+    }
+    for key, value in said.items():
+        if (other := getattr(options, key)) not in (None, value):
+            raise DataError(f"result.json is of another run: {key} {value}, in config.yaml {other}")
+    if (
+        options.task in official_tasks() and options.task != result.task
+    ):  # else it is a file's place
+        raise DataError(
+            f"result.json is of another run: task {result.task}, in config.yaml {options.task}"
+        )
+    naming = {key: getattr(options, key) for key in ("upsample_from", "train_fraction", "label")}
+    naming["label"] = naming["label"] or ""
+    values = configuration.merge(_defaults(), said | naming | {"out": str(folder.root.parents[3])})
+    config = configuration.build(FinetuneConfig, values, where="config.yaml")
+    expected = FinetuneFolder.of(config, result.task, result.data.source).root.parts[-3:]
+    there = folder.root.parts[-3:]
+    whole = folder.config.is_file()  # else share of train and label are not known
+    if expected != there and (
+        whole
+        or (expected[0], expected[2]) != (there[0], there[2])
+        or not there[1].startswith(f"{expected[1]}-")
+    ):
+        raise DataError(f"result.json is of another run: {'/'.join(expected)}")
+
+
+@functools.cache
+def _defaults() -> dict[str, Any]:
+    return configuration.recipe("finetune/default")
+
+
+def _cache_dir(options: Options) -> Path:
+    if not options.cache_dir:
+        return default_cache_dir()
+    try:
+        return Path(options.cache_dir).expanduser()
+    except RuntimeError:
+        raise DataError(
+            f"config.yaml: cache_dir: there is no such user ({options.cache_dir})"
+        ) from None
+
+
+def _contradictions(runs: Iterable[Run], labels: Labels) -> dict[str, str]:
+    """Runs whose predictions do not have the scores of ``result.json``, and how they differ, by folder."""
+    found = {}
+    for run in runs:
+        y = labels.of(run.sha256["test_labels.npy"]) if run.probabilities is not None else None
+        if y is None:
+            continue
+        try:
+            scores = metrics.score(run.kind, y, run.probabilities)
+        except DataError as error:
+            found[run.folder] = f"predictions_test.csv: {error}"
+            continue
+        for name in ("acc", "auc", "brier"):
+            here, there = scores[name], run.test.get(name)
+            same = here is there if None in (here, there) else abs(here - there) <= TOLERANCE
+            if not same and (name in run.test or name == "auc"):
+                found[run.folder] = (
+                    f"predictions_test.csv has {name} {_short(here)}, result.json says {_short(there)}"
+                )
+                break
+    return found
+
+
+def _twins(runs: Iterable[Run]) -> dict[str, str]:
+    """Runs that say to be the very run that another folder has: no replicates."""
+    first: dict[str, str] = {}
+    found = {}
+    for run in runs:
+        parts = (run.task, run.source, run.size, run.source_size, run.model, run.init,
+                 run.train_fraction, run.label, run.seed, sorted(run.options.items()))  # fmt: skip
+        if (other := first.setdefault(repr(parts), run.folder)) != run.folder:
+            found[run.folder] = f"the same setup and seed as {other}"
+    return found
+
+
+def _short(score: float | None) -> str:
+    return "none" if score is None else f"{score:.6g}"
+
+
 def _read(
-    folder: FinetuneFolder, name: str, result: dict[str, Any], options: dict[str, Any]
+    folder: FinetuneFolder, name: str, result: Result, options: dict[str, Any]
 ) -> tuple[Run, list[str]]:
     lacks = [] if options else ["no config.yaml: its options are not known"]
-    data = result["data"]
-    hashes = data.get("sha256") or {"test_labels.npy": "", "train_labels.npy": ""}
+    data = result.data
+    hashes = data.sha256 or dict.fromkeys(("test_labels.npy", "train_labels.npy"), "")
+    if missing := [n for n in ("test_labels.npy", "train_labels.npy") if n not in hashes]:
+        raise DataError(f"result.json: data.sha256 has no {missing[0]}")
     if not hashes["test_labels.npy"]:
         lacks.append("an old run without hashes of its data: no comparison")
     try:
-        rows = tuple(json.loads(line) for line in folder.metrics.read_text().splitlines())
-    except (OSError, ValueError):
-        rows, lacks = (), [*lacks, "metrics.jsonl is missing or damaged: no learning curve"]
+        rows = tuple(row.model_dump() for row in read_epochs(folder.metrics))
+    except OSError:
+        rows, lacks = (), [*lacks, "metrics.jsonl cannot be read: no learning curve"]
     probabilities = None
-    try:
-        probabilities = read_predictions(folder.predictions)
-        if problem := misfit(
-            result["kind"], len(result["classes"]), result["test"]["n"], probabilities
-        ):
+    if not folder.predictions.is_file():
+        lacks.append(f"{folder.predictions.name} is missing: no comparison")
+    else:
+        try:
+            probabilities = read_predictions(folder.predictions)
+        except DataError:
+            lacks.append(f"{folder.predictions.name} is damaged: no comparison")
+    if probabilities is not None:
+        problem = misfit(len(result.classes), result.test.n, probabilities)
+        if problem:
             lacks.append(f"{folder.predictions.name}: {problem}")
             probabilities = None
-    except DogmedError:
-        lacks.append(f"{folder.predictions.name} is missing or damaged: no comparison")
+        elif probabilities.min() < 0 or probabilities.max() > 1:
+            raise DataError(f"{folder.predictions.name}: expected probabilities, 0 to 1")
+    facts = result.model_dump(exclude_unset=True, exclude_none=True)
+    fraction, label = options.get("train_fraction", 1), options.get("label")
     return Run(
         folder=name,
-        task=str(result["task"]),
-        kind=str(result["kind"]),
-        classes=tuple(result["classes"]),
-        source=str(data["source"]),
-        size=int(data["size"]),
-        source_size=int(data.get("source_size") or data["size"]),
-        model=str(result["model"]),
-        init=str(result["init"]),
-        train_fraction=float(options.get("train_fraction", 1)),
-        label=str(options.get("label") or ""),
-        seed=int(result["seed"]),
-        test={"acc": result["test"]["acc"], **result["test"]},
+        task=result.task,
+        kind=result.kind,
+        classes=result.classes,
+        source=data.source,
+        size=data.size,
+        source_size=data.source_size or data.size,
+        model=result.model,
+        init=result.init,
+        train_fraction=float(fraction),
+        label=label or "",
+        seed=result.seed,
+        test=facts["test"],
         sha256=hashes,
         options={
             **{key: value for key, value in options.items() if key not in _FREE},
-            "initial weights": (result.get("weights_sha256") or "")[:12],
+            "initial weights": (result.weights_sha256 or "")[:12],
             "data": "-".join(digest[:6] for _, digest in sorted(hashes.items())),
         },
-        result=result,
+        result=facts,
         rows=rows,
         probabilities=probabilities,
     ), lacks
 
 
-def misfit(kind: str, classes: int, images: int, probabilities: Floats) -> str:
-    """Say why probabilities cannot be those of a test set, or nothing."""
-    columns = {classes} | ({1} if kind == "binary" else set())
-    if len(probabilities) == images and probabilities.shape[1] in columns:
+def misfit(classes: int, images: int, probabilities: Floats) -> str:
+    """Say why probabilities cannot be those of a test set, or nothing.
+
+    A binary task has two columns: of one alone nobody can say whether it is P(y = 0) or P(y = 1).
+    """
+    if probabilities.shape == (images, classes):
         return ""
     return (
         f"{len(probabilities)} rows of {probabilities.shape[1]} probabilities, expected {images} "
