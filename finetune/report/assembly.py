@@ -72,7 +72,7 @@ def assemble(
         ConfigError: no finished runs, or none that is asked for.
         DataError: predictions that do not fit.
     """
-    found = read_runs(out)
+    found = read_runs(out, cache_dirs)
     if not found.runs:
         others = f"; {len(found.unfinished)} unfinished" if found.unfinished else ""
         others += f"; {len(found.damaged)} damaged" if found.damaged else ""

@@ -40,8 +40,8 @@ def publish(folder: Path, files: Mapping[str, str]) -> None:
                 raise IsADirectoryError(0, f"{name} there is a folder")
         with tempfile.TemporaryDirectory(prefix=".report-", dir=folder) as beside:
             for name, text in files.items():
-                with (Path(beside) / name).open("w", encoding="utf-8", newline="\n") as file:
-                    file.write(text)
+                with (Path(beside) / name).open("wb") as file:
+                    file.write(text.encode(errors="backslashreplace"))
                     file.flush()
                     os.fsync(file.fileno())
             for name in files:

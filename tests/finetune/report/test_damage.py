@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 import json
 import re
 import shutil
@@ -16,9 +15,9 @@ import pytest
 import yaml
 
 from dogmed import cli, metrics
-from dogmed.csvfile import csv_text
-from dogmed.errors import ConfigError
+from dogmed.errors import ConfigError, DataError
 from dogmed.finetune.report import reading
+from dogmed.finetune.report.assembly import assemble
 from dogmed.finetune.report.publish import publish
 from dogmed.finetune.report.reading import Found, read_runs
 from dogmed.metrics import read_predictions, write_predictions
@@ -239,14 +238,21 @@ def test_one_column_is_never_taken_for_the_probability_of_one(add_run: AddRun, o
     (run,) = found.runs
     assert run.probabilities is None
     assert "of 1 probabilities, expected" in "".join(found.incomplete.values())
+    with pytest.raises(
+        DataError, match=r"of 1 probabilities, expected \d+ rows \(test images\) of 2"
+    ):
+        assemble(out, predictions=[f"theirs={root}"], resamples=20)
 
 
-def test_no_cell_of_a_table_is_a_formula() -> None:
-    row = {"a": "=cmd|x", "b": "@x", "c": -1.5, "d": "\t=1", "e": "1-2", "f": None}
-    text = csv_text(list(row), [row])
-    (read,) = csv.DictReader(io.StringIO(text))
-    assert read == {"a": "'=cmd|x", "b": "'@x", "c": "-1.5", "d": "'\t=1", "e": "1-2", "f": ""}
-    assert csv_text(["+x"], []) == "'+x\n"
+def test_the_labels_of_a_cache_folder_given_to_the_report_check_the_runs(
+    add_run: AddRun, out: Path, prepared_cache: Path, tmp_path: Path
+) -> None:
+    for root in (add_run(0.5), add_run(0.5, seed=1)):
+        edit_options(root, cache_dir=str(tmp_path / "elsewhere"))
+    edit(root / "result.json", lambda r: r["test"].update(acc=0.999))
+    report = assemble(out, cache_dirs=[prepared_cache], resamples=20)
+    assert "1 damaged, left out" in report.facts
+    assert any("seed1" in note and "says 0.999" in note for note in report.notes)
 
 
 def contents(folder: Path) -> dict[str, str]:
