@@ -75,7 +75,8 @@ def assemble(
     found = read_runs(out, cache_dirs)
     if not found.runs:
         others = f"; {len(found.unfinished)} unfinished" if found.unfinished else ""
-        others += f"; {len(found.damaged)} damaged" if found.damaged else ""
+        for name, why in list(found.damaged.items())[:1]:
+            others += f"; {len(found.damaged)} damaged, the first: {name} ({why})"
         raise ConfigError(
             f"no finished runs below {out / 'finetune'}{others}; make some, for example with: dogmed benchmark "
             f"--task breastmnist --init scratch --seeds 3 --out {out}"

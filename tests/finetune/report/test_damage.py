@@ -315,3 +315,11 @@ def test_damaged_runs_do_not_stop_the_command(
     assert "convnextv2\\_atto" in (out / "report" / "report.tex").read_text()
     with (out / "report" / "runs.csv").open() as file:
         assert [row["label"] for row in csv.DictReader(file)] == ["'=1+1"]
+
+
+def test_where_all_are_damaged_the_first_is_named(add_run: AddRun, out: Path) -> None:
+    edit(add_run() / "result.json", lambda r: r.update(seconds=None))
+    with pytest.raises(
+        ConfigError, match=r"1 damaged, the first: \S+seed0 \(result.json: seconds: "
+    ):
+        assemble(out)
