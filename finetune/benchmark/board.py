@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -12,6 +10,7 @@ from typing import Any
 from tqdm import tqdm
 
 from dogmed.console import Console, duration, table
+from dogmed.csvfile import csv_text
 from dogmed.finetune.benchmark.cells import Cell
 from dogmed.runs import write_atomic
 
@@ -128,9 +127,7 @@ def seconds_left(cells: Iterable[Cell], slots: int) -> float | None:
 
 def write_results(cells: Iterable[Cell], path: Path, out: Path) -> None:
     """Write a row a cell as CSV; folders are relative to ``out``, what is not known is left empty."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
+    rows = []
     for cell in cells:
         config, row = cell.config, {}
         if cell.result is not None:
@@ -147,8 +144,8 @@ def write_results(cells: Iterable[Cell], path: Path, out: Path) -> None:
             "note": cell.note,
         }
         shared = ("size", "model", "init", "train_fraction", "label", "seed")
-        writer.writerow(row | {name: getattr(config, name) for name in shared})
-    write_atomic(path, text.getvalue())
+        rows.append(row | {name: getattr(config, name) for name in shared})
+    write_atomic(path, csv_text(COLUMNS, rows))
 
 
 def print_results(cells: Sequence[Cell], out: Path) -> None:

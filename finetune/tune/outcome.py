@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import shlex
 from dataclasses import dataclass, replace
@@ -15,6 +13,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from dogmed import config as configuration
 from dogmed.console import duration
+from dogmed.csvfile import csv_text
 from dogmed.errors import TrainingError
 from dogmed.finetune.config import FinetuneConfig
 from dogmed.finetune.folder import FinetuneFolder
@@ -146,7 +145,6 @@ def _command(job: Work) -> str:
 
 def _table(job: Work, last: dict[int, FrozenTrial]) -> str:
     names = list(job.space)
-    text = io.StringIO()
     head = [
         "trial",
         "state",
@@ -158,11 +156,10 @@ def _table(job: Work, last: dict[int, FrozenTrial]) -> str:
         *names,
         "note",
     ]
-    writer = csv.DictWriter(text, head, lineterminator="\n")
-    writer.writeheader()
+    rows = []
     for number, attempt in last.items():
         failed = attempt.state == TrialState.FAIL
-        writer.writerow({
+        rows.append({
             "trial": number,
             "state": attempt.state.name.lower(),
             "val_auc": attempt.value,
@@ -173,4 +170,4 @@ def _table(job: Work, last: dict[int, FrozenTrial]) -> str:
             "note": why(attempt) if failed else "",
             **{name: attempt.params.get(name) for name in names},
         })  # fmt: skip
-    return text.getvalue()
+    return csv_text(head, rows)

@@ -147,7 +147,7 @@ def test_a_failing_cell_is_tried_twice_while_the_others_go_on(
     assert (float(rows[1]["auc_low"]), float(rows[1]["auc_high"])) == (low, high)
     shown = capsys.readouterr()
     assert shown.err.count("FAILED  broken dognext_test scratch seed") == 2
-    assert "[2/4] done" in shown.out and "left about" in shown.out
+    assert "[2/4 done] done" in shown.out and "left about" in shown.out
     log = out / "benchmark" / "cells" / f"{names[0]}.log"
     assert log.read_text().count("dogmed: ") == 2
 
