@@ -95,7 +95,9 @@ def store_errors() -> tuple[type[Exception], ...]:
 def shown(uri: str) -> str:
     """Print a store's address without the password or token it may hold."""
     text = re.sub(r"(://[^:/?#@]*):(?:[^/?#]*|[^@]*)@", r"\1:***@", uri)
-    text = re.sub(r"(https?)://[^:/?#@\s]+@", r"\1://***@", text)  # a token; elsewhere a user's name
+    text = re.sub(
+        r"(https?)://[^:/?#@\s]+@", r"\1://***@", text
+    )  # a token; elsewhere a user's name
     return re.sub(rf"(?i)\b({SECRETS})=[^&\s]*", r"\1=***", text)
 
 
