@@ -93,7 +93,8 @@ def store_errors() -> tuple[type[Exception], ...]:
 
 
 def shown(uri: str) -> str:
-    """Print a store's address without the password or token it may hold."""
+    """Print a store's address without the password or token it may hold, and as the user wrote it."""
+    uri = uri.replace("postgresql+psycopg2://", "postgresql://")  # as in default_uri
     text = re.sub(r"(://[^:/?#@]*):(?:[^/?#]*|[^@]*)@", r"\1:***@", uri)
     text = re.sub(
         r"(https?)://[^:/?#@\s]+@", r"\1://***@", text

@@ -17,6 +17,7 @@ from typing import Any
 
 from dogmed.finetune.executors.base import BEGUN, Job
 from dogmed.finetune.executors.local import end_with_parent
+from dogmed.runs import write_atomic
 
 LOOK_SECONDS = 0.5
 STOP, KILL = "stop", "kill"
@@ -50,7 +51,7 @@ class Remote:
         del self._given[name]
 
     def _ask(self, name: str, what: str) -> None:
-        _request(self._given[name][0].log).write_text(what)
+        write_atomic(_request(self._given[name][0].log), what)
 
     def _add_words(self, name: str, words: str) -> None:
         """Say in a job's log what it cannot say itself."""
@@ -100,7 +101,7 @@ def run_job(
                     return process.wait(LOOK_SECONDS)
                 except subprocess.TimeoutExpired:
                     what = request.read_text() if request.is_file() else None
-                if what != asked:
+                if what != asked and what in (STOP, KILL):
                     asked = what
                     process.send_signal(signal.SIGKILL if what == KILL else signal.SIGTERM)
         finally:

@@ -269,6 +269,10 @@ def _open_storage(config: TuneConfig, files: Files) -> BaseStorage:
         path = files.journal if place is None else Path(place).expanduser()
         with told(str(path)):
             path.parent.mkdir(parents=True, exist_ok=True)
+            if path.is_file() and not _is_journal(path):
+                raise ConfigError(
+                    f"--storage {path}: this file is no journal of Optuna; give a new file's name"
+                )
             return JournalStorage(JournalFileBackend(str(path)))
     # SQLAlchemy 2.1 takes the bare name for another driver than the extra's
     url = re.sub("^postgres(ql)?://", "postgresql+psycopg2://", place)
@@ -276,6 +280,13 @@ def _open_storage(config: TuneConfig, files: Files) -> BaseStorage:
         return RDBStorage(
             url, heartbeat_interval=config.heartbeat, grace_period=2 * config.heartbeat
         )
+
+
+def _is_journal(path: Path) -> bool:
+    """Whether a file is empty, or begins as Optuna's journals do."""
+    with path.open("rb") as file:
+        first = file.readline()
+    return not first or first.startswith(b'{"op_code"')
 
 
 def _is_alive(files: Files, number: int) -> bool:

@@ -422,6 +422,16 @@ def test_wrong_options_are_told_in_one_line_before_any_trial(
     assert not list(tmp_path.rglob("trial0*"))
 
 
+def test_a_file_that_is_no_journal_is_refused_and_left_as_it_is(
+    make_flags: Callable[..., list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine = tmp_path / "mine.txt"
+    mine.write_text("x")
+    assert cli.main(["tune", *make_flags(tmp_path), f"--storage={mine}"]) == 2
+    assert f"--storage {mine}: this file is no journal" in capsys.readouterr().err
+    assert mine.read_text() == "x"
+
+
 def test_a_study_takes_no_trials_with_other_options(make_tuning: Make, tmp_path: Path) -> None:
     open_work(make_tuning(tmp_path), "breastmnist")
     with pytest.raises(ConfigError, match=r"made with other options \(epochs 2 -> 3\).*--study"):
