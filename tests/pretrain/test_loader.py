@@ -293,7 +293,7 @@ def test_ctrl_c_does_not_reach_the_workers_and_a_dead_one_is_told(
     loader = batches(workers=2, batch_size=4)
     expected = epoch(batches(batch_size=4))
     steps = iter(loader)
-    found = [next(steps)]
+    found = [next(steps), next(steps)]  # one of each worker: both have begun
     pids = [worker.pid for worker in loader._loader._iterator._workers]
     for number in (signal.SIGINT, signal.SIGTERM):
         for pid in pids:
