@@ -12,6 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = {"finetune": ROOT / "finetune", "pretrain": ROOT / "pretrain"}
+ANALYSIS = ROOT / "dogmed" / "analysis"
 
 
 def python_files(folder: Path) -> list[Path]:
@@ -19,7 +20,7 @@ def python_files(folder: Path) -> list[Path]:
 
 
 def core_files() -> list[Path]:
-    linked = {"finetune", "pretrain", "configs"}
+    linked = {"finetune", "pretrain", "configs", "analysis"}
     return [f for f in python_files(ROOT / "dogmed") if f.relative_to(ROOT).parts[1] not in linked]
 
 
@@ -51,14 +52,25 @@ def test_the_pipelines_do_not_import_each_other() -> None:
         assert not imports_package(file, "dogmed.finetune"), file
 
 
+def test_the_analyses_are_imported_by_nobody_and_read_images_as_pretraining_does() -> None:
+    for file in [*core_files(), *python_files(ROOMS["finetune"]), *python_files(ROOMS["pretrain"])]:
+        assert not imports_package(file, "dogmed.analysis"), file
+    readers = {"images", "loader", "subset", "transforms"}
+    for file in python_files(ANALYSIS):
+        assert not imports_package(file, "dogmed.finetune"), file
+        used = {name.split(".")[2] for name in imports(file) if name.startswith("dogmed.pretrain.")}
+        assert used <= readers, f"{file} imports {used - readers}"
+
+
 @pytest.mark.parametrize("library", ["mlflow", "optuna", "tyro"])
 def test_a_large_library_is_imported_in_one_room(library: str) -> None:
     """A module that holds all of it, or a folder that is about nothing else."""
-    files = [*core_files(), *python_files(ROOMS["finetune"]), *python_files(ROOMS["pretrain"])]
+    rooms = [ANALYSIS, *ROOMS.values()]
+    files = [*core_files(), *(file for room in rooms for file in python_files(room))]
     users = [file for file in files if imports_package(file, library)]
     shared = {ROOT / "dogmed", *ROOMS.values()}
-    rooms = {file if file.parent in shared else file.parent for file in users}
-    assert len(rooms) <= 1, rooms
+    homes = {file if file.parent in shared else file.parent for file in users}
+    assert len(homes) <= 1, homes
 
 
 @pytest.mark.parametrize("name", ["finetune", "pretrain", "configs"])

@@ -1,0 +1,4 @@
+"""Experiments on trained models, after the thesis's chapter 4: scale, FLOPs, kernels.
+
+This room imports the core and, to read ImageNet, pretraining's readers; nothing imports it.
+"""

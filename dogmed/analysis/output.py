@@ -1,0 +1,123 @@
+"""What an analysis leaves behind: tables in three forms, pictures, and an MLflow run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dogmed import tracking
+from dogmed.analysis.evaluation import Score
+from dogmed.csvfile import csv_text
+from dogmed.runs import slug, write_atomic
+from dogmed.tracking import ledger
+
+EXPERIMENT = "dogmed-analysis"
+
+
+def folder_of(out: Path, what: str, title: str, images: str = "") -> Path:
+    """Where an analysis goes: ``<out>/analysis/<what>/<title>[-<images>]``."""
+    name = "-".join(slug(part.replace(" ", "-")) for part in (title, images) if part)
+    return out.expanduser() / "analysis" / what / name
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write every number of an analysis, unrounded."""
+    write_atomic(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+def write_table(
+    path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, Any]], *, title: str, note: str
+) -> list[Path]:
+    """Write a table as ``<path>.csv`` and as Markdown, ``<path>.md``; returns both.
+
+    A ``Score`` becomes three columns of the CSV file, and percent with its interval in Markdown.
+
+    Args:
+        path: without suffix.
+        columns: in order; a row may lack some.
+        rows: cells by column.
+        title: over the Markdown table.
+        note: under it.
+    """
+    csv, markdown = path.with_suffix(".csv"), path.with_suffix(".md")
+    flat = [_flat(row) for row in rows]
+    names = list(dict.fromkeys(name for row in [_order(columns, flat), *flat] for name in row))
+    write_atomic(csv, csv_text(names, flat))
+    lines = [f"# {title}", "", _line(columns), _line(["---"] * len(columns))]
+    lines += [_line([shown(row.get(column)) for column in columns]) for row in rows]
+    write_atomic(markdown, "\n".join([*lines, "", note, ""]))
+    return [csv, markdown]
+
+
+def shown(cell: Any) -> str:
+    """A cell as a reader wants it: scores in percent with their interval, figures to three digits."""
+    if cell is None:
+        return "–"
+    if isinstance(cell, Score):
+        return f"{100 * cell.value:.2f} [{100 * cell.low:.2f}, {100 * cell.high:.2f}]"
+    if isinstance(cell, float):
+        return f"{cell:.3g}"
+    return str(cell).replace("|", "\\|")
+
+
+def track(
+    folder: Path,
+    out: Path,
+    what: str,
+    name: str,
+    *,
+    params: Mapping[str, Any],
+    scores: Mapping[str, float | None],
+    files: Sequence[Path],
+) -> str | None:
+    """Log an analysis to MLflow, or again what has changed of it; returns the run's id.
+
+    Args:
+        folder: of the analysis; the ledger of what was logged lies in it.
+        out: of the embedded store.
+        what: scale, flops or kernels: a tag of the run.
+        name: of the run.
+        params: options that decide the result.
+        scores: figures by name.
+        files: tables and pictures.
+    """
+    run = tracking.Run.start(
+        tracking.default_uri(out.expanduser()),
+        EXPERIMENT,
+        name,
+        params=params,
+        tags={"analysis": what},
+        out=out.expanduser(),
+        ledger=folder / ledger.NAME,
+    )
+    status = "FAILED"
+    try:
+        run.log_scores(scores)
+        for path in files:
+            run.log_artifact(path)
+        status = "FINISHED"
+    finally:
+        run.end(status)
+    return run.run_id
+
+
+def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
+    cells: dict[str, Any] = {}
+    for name, cell in row.items():
+        if isinstance(cell, Score):
+            cells |= {name: cell.value, f"{name}_low": cell.low, f"{name}_high": cell.high}
+        else:
+            cells[name] = cell
+    return cells
+
+
+def _order(columns: Sequence[str], flat: Sequence[Mapping[str, Any]]) -> dict[str, None]:
+    """The flat columns in the order of the table's."""
+    known = {name for row in flat for name in row}
+    return {n: None for c in columns for n in (c, f"{c}_low", f"{c}_high") if n in known}
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"

@@ -1,0 +1,128 @@
+"""What is analysed: models, the images they are tried on, and where the results go."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import field
+from pathlib import Path
+from typing import Literal
+
+from dogmed.analysis.images import ImageNetVal, Images, TaskImages
+from dogmed.config import configclass, recipe
+from dogmed.data.progress import Progress
+from dogmed.data.store import prepare
+from dogmed.data.tasks import official_tasks
+from dogmed.errors import ConfigError, DataError
+from dogmed.models.trained import Trained, open_trained
+from dogmed.options import Count
+
+
+@configclass
+class ModelsConfig:
+    """Trained models, and where what is found out about them goes."""
+
+    models: tuple[str, ...] = ()
+    """MODEL.RECIPE or RECIPE of dogmed weights list, .safetensors files, or folders of finished runs."""
+    weights_dir: Path | None = None
+    """Where named weights are found; None is the user's data folder."""
+    out: Path = field(default_factory=lambda: Path(recipe("finetune/default")["out"]))
+    """Results go below it, into analysis/."""
+    tracking: Literal["mlflow", "off"] = "mlflow"
+    """Log to MLflow (embedded under --out, or at MLFLOW_TRACKING_URI)."""
+
+
+@configclass
+class SubjectConfig(ModelsConfig):
+    """Trained models and the images that they are tried on."""
+
+    task: str | None = None
+    """Official task, an .npz with its six keys, or a folder train|val|test/<class>/*; None: the models' own."""
+    imagenet: Path | None = None
+    """Folder as dogmed pretrain --data takes it, whose val is classified, in place of a task."""
+    data: Literal["official", "synthetic"] | None = None
+    """Official files, or generated ones in their form; None: what the models were trained on."""
+    data_dir: Path | None = None
+    """Folder with npz files as they are; None downloads the official ones."""
+    cache_dir: Path | None = None
+    """Where downloads, prepared arrays and indices of shards go; None is the user's cache folder."""
+    kind: Literal["binary", "multi-class", "multi-label", "ordinal"] | None = None
+    """Kind of the user's own task; inferred from the labels when None."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    batch_size: Count = 128
+    """Images at once; no influence on the result beyond rounding."""
+    workers: int | None = None
+    """Processes that decode ImageNet; None takes as many as there are cores."""
+    resamples: Count = 1000
+    """Bootstrap resamples behind the 95% intervals."""
+
+
+def open_models(names: Sequence[str], weights_dir: Path | None) -> list[Trained]:
+    """Open the models, each once.
+
+    Raises:
+        ConfigError: none is named.
+        WeightsError: one is not there or cannot be used.
+    """
+    if not names:
+        raise ConfigError(
+            "which model? for example: the folder of a finished run, a .safetensors file, or a name "
+            "that dogmed weights list shows"
+        )
+    opened = [open_trained(name, weights_dir) for name in dict.fromkeys(names)]
+    return list({trained.record.sha256: trained for trained in opened}.values())
+
+
+def open_images(config: SubjectConfig, trained: Trained, progress: Progress) -> Images:
+    """Have the images ready that ``trained`` is tried on, and make sure that they are of its classes.
+
+    Without a task it is the official one that the model was trained on, at the size and from the files
+    that it was trained on.
+
+    Raises:
+        ConfigError: no images are named and the record names none, or both kinds are.
+        DataError: they cannot be read, or are of other classes.
+    """
+    seen = trained.record.data
+    if config.imagenet is not None:
+        if config.task is not None:
+            raise ConfigError(f"--task {config.task} and --imagenet {config.imagenet}: give one")
+        return ImageNetVal.open(
+            config.imagenet, trained.record, cache_dir=config.cache_dir, workers=config.workers
+        )
+    task = config.task
+    if task is None:
+        if seen.name not in official_tasks():
+            raise ConfigError(
+                f"{trained.title} was trained on '{seen.name}', which is no official task: give "
+                "--task FILE.npz (or a folder), or --imagenet FOLDER"
+            )
+        task = seen.name
+    enlarged = (
+        task in official_tasks()
+        and seen.source in ("official", "variant")
+        and seen.source_size is not None
+        and seen.source_size < seen.size
+    )
+    prepared = prepare(
+        task,
+        size=seen.size,
+        data=config.data or ("synthetic" if seen.source == "synthetic" else "official"),
+        data_dir=config.data_dir,
+        cache_dir=config.cache_dir,
+        kind=config.kind,
+        upsample_from=seen.source_size if enlarged else None,
+        progress=progress,
+    )
+    same = not seen.classes or seen.classes == prepared.task.classes
+    if seen.kind != prepared.task.kind or not same:
+        raise DataError(
+            f"{trained.title} tells {_some(seen.classes)} ({seen.kind}) apart, and {prepared.task.name} has "
+            f"{_some(prepared.task.classes)} ({prepared.task.kind}): give the task it was trained on"
+        )
+    return TaskImages(prepared, trained.record)
+
+
+def _some(classes: Sequence[str]) -> str:
+    first = ", ".join(classes[:3])
+    return f"{len(classes)} classes ({first}{', ...' if len(classes) > 3 else ''})"
