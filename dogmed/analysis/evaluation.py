@@ -62,7 +62,7 @@ class Evaluation:
     ):
         self.trained, self.images, self.folder = trained, images, folder
         self.console, self.device, self.batch_size = console, device, batch_size
-        self.model = trained.model.to(device, memory_format=torch.channels_last)
+        self.model = trained.model.to(device).to(memory_format=torch.channels_last)
         self.objective = _objective(trained, images)
         self.resamples, self.points, self.done = resamples, points, 0
         self._spent: list[float] = []

@@ -69,10 +69,12 @@ class TaskImages:
     def __init__(self, prepared: Prepared, record: WeightsRecord):
         self.prepared, self._seen = prepared, record.data
         task = prepared.task
-        self.name, self.kind, self.classes = task.name, task.kind, task.classes
+        self.name, self.classes = task.name, task.classes
+        self.kind: str = task.kind
         if prepared.source in ("variant", "synthetic"):
             self.name += f"-{prepared.source}"
-        self.size, self.splits = prepared.size, ("val", "test")
+        self.size = prepared.size
+        self.splits: tuple[str, ...] = ("val", "test")
 
     def labels(self, split: str) -> np.ndarray:
         return self.prepared.labels(split)
@@ -115,7 +117,8 @@ class ImageNetVal:
     def __init__(self, images: ImageSet, record: WeightsRecord, workers: int):
         self._images, self._seen, self._workers = images, record.data, workers
         self.name, self.kind, self.classes = images.root.name, "multi-class", images.classes
-        self.size, self.splits = record.data.size, ("val",)
+        self.size = record.data.size
+        self.splits: tuple[str, ...] = ("val",)
 
     @classmethod
     def open(

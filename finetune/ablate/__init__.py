@@ -1,0 +1,1 @@
+"""The variants of the thesis's ablations, as runs of the benchmark."""
