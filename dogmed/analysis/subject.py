@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import field
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from dogmed.analysis.images import ImageNetVal, Images, TaskImages
 from dogmed.config import configclass, recipe
 from dogmed.data.progress import Progress
-from dogmed.data.store import prepare
-from dogmed.data.tasks import official_tasks
 from dogmed.errors import ConfigError, DataError
-from dogmed.models.trained import Trained, open_trained
 from dogmed.options import Count
+
+if TYPE_CHECKING:  # PyTorch: not for --help
+    from dogmed.analysis.images import Images
+    from dogmed.models.trained import Trained
 
 
 @configclass
@@ -64,6 +64,8 @@ def open_models(names: Sequence[str], weights_dir: Path | None) -> list[Trained]
         ConfigError: none is named.
         WeightsError: one is not there or cannot be used.
     """
+    from dogmed.models.trained import open_trained
+
     if not names:
         raise ConfigError(
             "which model? for example: the folder of a finished run, a .safetensors file, or a name "
@@ -83,6 +85,10 @@ def open_images(config: SubjectConfig, trained: Trained, progress: Progress) -> 
         ConfigError: no images are named and the record names none, or both kinds are.
         DataError: they cannot be read, or are of other classes.
     """
+    from dogmed.analysis.images import ImageNetVal, TaskImages
+    from dogmed.data.store import prepare
+    from dogmed.data.tasks import official_tasks
+
     seen = trained.record.data
     if config.imagenet is not None:
         if config.task is not None:
