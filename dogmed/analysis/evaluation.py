@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import re
 import time
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,10 +18,11 @@ import torch
 from dogmed import stats
 from dogmed.analysis.images import Fit, Images
 from dogmed.checkpoint import atomic_path
-from dogmed.console import Console, duration
-from dogmed.errors import ConfigError
+from dogmed.console import Console, Stopper, duration
+from dogmed.errors import ConfigError, Interrupted
 from dogmed.models.trained import Trained
 from dogmed.objective import Objective
+from dogmed.stats.bootstrap import replicates_of
 
 MANY_CLASSES = 100
 """Beyond it accuracy@1 and @5 are told, as is usual for ImageNet, and AUC is not worked out."""
@@ -31,6 +34,52 @@ class Score(NamedTuple):
     value: float
     low: float
     high: float
+
+
+class Points:
+    """How far an analysis has come, all its models together.
+
+    Args:
+        total: how many points there will be; None does not tell what is left.
+        cost: of all of them, as ``Evaluation.cost`` counts; None takes them to last equally long.
+    """
+
+    def __init__(self, total: int | None = None, cost: float | None = None):
+        self.total, self.cost, self.done = total, cost, 0
+        self._passed = self._worked = self._seconds = 0.0
+
+    def did(self, cost: float, seconds: float | None) -> None:
+        """Count a point, with the seconds that it took unless it was kept of an earlier time."""
+        cost = 1.0 if self.cost is None else cost
+        self.done += 1
+        self._passed += cost
+        if seconds is not None:
+            self._worked, self._seconds = self._worked + cost, self._seconds + seconds
+
+    @property
+    def left(self) -> float | None:
+        """Seconds, by the pace so far; None if that cannot be told."""
+        whole = self.total if self.cost is None else self.cost
+        if whole is None or not self._worked or self.done == self.total:
+            return None
+        return max(0.0, whole - self._passed) * self._seconds / self._worked
+
+
+@contextlib.contextmanager
+def stoppable(console: Console, points: Points) -> Iterator[None]:
+    """Let a signal end an analysis, and say how far it came.
+
+    Raises:
+        Interrupted: SIGINT or SIGTERM came.
+    """
+    try:
+        with Stopper(console):
+            yield
+    except Interrupted as stop:
+        raise Interrupted(
+            f"stopped with {points.done} of {points.total} points; the same command continues",
+            stop.exit_code - 128,
+        ) from None
 
 
 class Evaluation:
@@ -45,7 +94,7 @@ class Evaluation:
         device: where to compute.
         batch_size: images at once.
         resamples: of the bootstrap behind the intervals.
-        points: how many there will be, for the time left; None does not tell.
+        points: shared by all models of an analysis, or how many this one will have.
     """
 
     def __init__(
@@ -58,14 +107,14 @@ class Evaluation:
         device: torch.device,
         batch_size: int,
         resamples: int,
-        points: int | None = None,
+        points: Points | int | None = None,
     ):
         self.trained, self.images, self.folder = trained, images, folder
         self.console, self.device, self.batch_size = console, device, batch_size
         self.model = trained.model.to(device).to(memory_format=torch.channels_last)
         self.objective = _objective(trained, images)
-        self.resamples, self.points, self.done = resamples, points, 0
-        self._spent: list[float] = []
+        self.resamples = resamples
+        self.points = points if isinstance(points, Points) else Points(points)
 
     def probabilities(
         self,
@@ -93,8 +142,8 @@ class Evaluation:
         assert re.fullmatch(r"[\w.+-]+", key), key
         path, made_of = self.folder / "predictions" / f"{key}.npz", self._made_of(split)
         found = _read(path, made_of, len(self.images.labels(split)))
-        self.done += 1
         if found is not None:
+            self.points.did(self.cost(split, side, fit), None)
             return found
         began = time.monotonic()
         with change or contextlib.nullcontext():
@@ -102,21 +151,32 @@ class Evaluation:
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_path(path) as temporary, temporary.open("wb") as file:
             np.savez(file, probabilities=found, made_of=np.array(made_of))
-        self._spent.append(time.monotonic() - began)
-        self._tell(key)
+        seconds = time.monotonic() - began
+        self.points.did(self.cost(split, side, fit), seconds)
+        self._tell(key, seconds)
         return found
 
-    def scores(self, split: str, probabilities: np.ndarray) -> dict[str, Score]:
+    def cost(self, split: str, side: int, fit: Fit = "resize") -> float:
+        """What a point costs beside others of this model: the pixels that the network sees."""
+        seen = self.images.size if fit == "pad" else side
+        return float(len(self.images.labels(split)) * seen**2)
+
+    def scores(
+        self, split: str, probabilities: np.ndarray, resampled: stats.Resampled | None = None
+    ) -> dict[str, Score]:
         """Score probabilities: ``acc`` and ``auc`` with bootstrap intervals over the images.
 
         Of many classes ``acc`` and ``acc5``, the accuracies @1 and @5, with Wilson's intervals.
+
+        Args:
+            split: of the images.
+            probabilities: (N, classes).
+            resampled: what ``resampled`` made of them, if it is there already.
         """
         labels = self.images.labels(split)
         if self.many:
-            ranked = np.argsort(-probabilities, axis=1, kind="stable")[:, :5]
-            hit = ranked == labels
-            return {"acc": _share(hit[:, 0]), "acc5": _share(hit.any(1))}
-        found = stats.estimates(self.resampled(split, probabilities))
+            return {name: _share(hits) for name, hits in _hits(labels, probabilities).items()}
+        found = stats.estimates(resampled or self.resampled(split, probabilities))
         return {
             name: Score(found[name].value, found[name].low, found[name].high)
             for name in ("acc", "auc")
@@ -124,8 +184,13 @@ class Evaluation:
         }
 
     def resampled(self, split: str, probabilities: np.ndarray) -> stats.Resampled:
-        """Make probabilities ready for ``stats.differences`` with others of the same split."""
+        """Make probabilities ready for ``stats.differences`` with others of the same split.
+
+        Of many classes they know ``acc`` and ``acc5`` alone.
+        """
         labels = self.images.labels(split)
+        if self.many:
+            return _resampled_hits(labels, probabilities, self.resamples)
         return stats.resample(self.images.kind, labels, [probabilities], resamples=self.resamples)
 
     @property
@@ -158,18 +223,47 @@ class Evaluation:
 
     def _made_of(self, split: str) -> str:
         """What the probabilities depend on besides the key."""
-        facts = (self.trained.record.sha256, self.images.digest(split), str(self.images.size))
-        return hashlib.sha256("\0".join(facts).encode()).hexdigest()
+        record, seen = self.trained.record, self.trained.record.data
+        facts = {
+            "weights": [record.sha256, record.model, record.options],
+            "images": [self.images.digest(split), self.images.size],
+            "seen": [seen.mean, seen.std, seen.crop_pct],
+        }
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
-    def _tell(self, key: str) -> None:
-        count = f"{self.done} of {self.points}" if self.points else str(self.done)
-        left = ""
-        if self.points and self.done < self.points:
-            rest = (self.points - self.done) * sum(self._spent) / len(self._spent)
-            left = f"   left about {duration(rest)}"
-        self.console.line(
-            f"{count:>10}  {self.trained.title}  {key}  {duration(self._spent[-1])}{left}"
-        )
+    def _tell(self, key: str, seconds: float) -> None:
+        done, total = self.points.done, self.points.total
+        count = f"{done} of {total}" if total else str(done)
+        left = self.points.left
+        more = "" if left is None else f"   left about {duration(left)}"
+        self.console.line(f"{count:>10}  {self.trained.title}  {key}  {duration(seconds)}{more}")
+
+
+def _hits(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, np.ndarray]:
+    """Whether the label is the likeliest class, and among the five likeliest: (N,) each."""
+    ranked = np.argsort(-probabilities, axis=1, kind="stable")[:, :5]
+    hit = ranked == labels
+    return {"acc": hit[:, 0], "acc5": hit.any(1)}
+
+
+def _resampled_hits(
+    labels: np.ndarray, probabilities: np.ndarray, resamples: int
+) -> stats.Resampled:
+    """As ``stats.resample`` of one run, but for the accuracies @1 and @5 alone."""
+    hits = _hits(labels, probabilities)
+
+    def shares(weights: np.ndarray) -> dict[str, np.ndarray]:
+        return {name: hit @ weights / len(hit) for name, hit in hits.items()}
+
+    return stats.Resampled(
+        kind="multi-class",
+        labels=labels,
+        classes=probabilities.shape[1],
+        seed=0,
+        scores={name: np.array([hit.mean()]) for name, hit in hits.items()},
+        replicates=replicates_of([shares], len(labels), resamples, 0)[0],
+        seed_variance=dict.fromkeys(hits, 0.0),
+    )
 
 
 def _share(hits: np.ndarray) -> Score:
