@@ -4,9 +4,9 @@ The DoGNeXt thesis, sections 3.2 and 4.2, on "ConvNeXt V2: Co-designing and Scal
 Masked Autoencoders" (Woo et al., 2023, https://arxiv.org/abs/2301.00808) as timm implements it:
 blocks, norms, GRN MLP, drop path, head, initialisation and module names are timm's. From the
 thesis: 1x1 convolutions for the stem and for downsampling, DoGConvs that stride (4, 2, 2, 2) in the
-first block of each stage with an average pool as shortcut, and the ablations of Table 4.2. Ours:
-how the pool meets sizes that the stride does not divide, `dognext_test`, and the order in which the
-stem (`stem.py`) and GRN (`grn.py`) are computed.
+first block of each stage with an average pool as shortcut, another stride and kernel in the first of
+them (section 4.5), and the ablations of Table 4.2. Ours: how the pool meets sizes that the stride does
+not divide, `dognext_test`, and the order in which the stem (`stem.py`) and GRN (`grn.py`) are computed.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from dogmed.models.dog import MARGIN, DoGConv2d, Order, check_choice, sampled_to
 from dogmed.models.grn import with_fast_grn
 from dogmed.models.stem import FusedStem, StemDoGConv2d, StemPool2d
 
-STRIDES = (4, 2, 2, 2)
-"""Stride of the first DoGConv of each stage."""
+STEM_STRIDE = 4
+"""By which ConvNeXt reduces the image before its first stage, and DoGNeXt in its first DoGConv."""
 
 
 class DoubleResidualBlock(nn.Module):
@@ -64,7 +64,7 @@ class DoGNeXt(ConvNeXt):
         in_chans: channels of the image.
         num_classes: outputs of the classifier; 0 leaves it out.
         global_pool: timm's name of the pooling before the classifier.
-        output_stride: only 32: a DoGConv has no dilation.
+        output_stride: only what the strides make, 8 * stem_stride: a DoGConv has no dilation.
         depths: blocks of each stage.
         dims: channels of each stage.
         conv_mlp: compute the MLP as 1x1 convolutions, faster for small networks.
@@ -74,6 +74,9 @@ class DoGNeXt(ConvNeXt):
         kernel_size: odd; of every DoGConv.
         extent: half-width of the region a kernel samples. None: 2 * kernel_size / 7, so that larger
             kernels are rings round the same 7x7 core (Table 4.2); 2 resizes the pattern instead.
+        stem_stride: of the first DoGConv and the pool beside it; the later stages stride by 2.
+        stem_kernel_size: odd; of the first DoGConv alone, whose extent stays: its pattern is resized.
+            None: kernel_size.
         downsample: "dog" strides in DoGConvs; "conv" keeps ConvNeXt V2's 4x4 stem and 2x2
             convolutions, so that only the depthwise convolutions differ from it.
         double_residual: skip convolution and MLP separately, see :class:`DoubleResidualBlock`.
@@ -85,7 +88,8 @@ class DoGNeXt(ConvNeXt):
         dtype: type of the parameters.
 
     Raises:
-        ConfigError: an even kernel size, an output stride other than 32, or an unknown choice.
+        ConfigError: an even kernel size, an output stride that the strides do not make, a stride of
+            the stem or a kernel size of its own without DoGConvs that stride, or an unknown choice.
     """
 
     def __init__(
@@ -93,7 +97,7 @@ class DoGNeXt(ConvNeXt):
         in_chans: int = 3,
         num_classes: int = 1000,
         global_pool: str = "avg",
-        output_stride: int = 32,
+        output_stride: int | None = None,
         depths: tuple[int, ...] = (2, 2, 6, 2),
         dims: tuple[int, ...] = (40, 80, 160, 320),
         conv_mlp: bool = False,
@@ -102,6 +106,8 @@ class DoGNeXt(ConvNeXt):
         order: Order = "d2",
         kernel_size: int = 7,
         extent: float | None = None,
+        stem_stride: int = STEM_STRIDE,
+        stem_kernel_size: int | None = None,
         downsample: Literal["dog", "conv"] = "dog",
         double_residual: bool = False,
         use_grn: bool = True,
@@ -112,10 +118,17 @@ class DoGNeXt(ConvNeXt):
         dtype: torch.dtype | None = None,
     ) -> None:
         check_choice("DoGNeXt", "downsample", downsample, ("dog", "conv"))
-        if output_stride != 32:
-            raise ConfigError(f"DoGNeXt: output_stride must be 32, got {output_stride!r}")
-        if kernel_size % 2 == 0:
-            raise ConfigError(f"DoGNeXt: kernel_size must be odd, got {kernel_size!r}")
+        if downsample == "conv" and (stem_stride != STEM_STRIDE or stem_kernel_size is not None):
+            raise ConfigError(
+                'DoGNeXt: stem_stride and stem_kernel_size are of a DoGConv that strides: downsample="dog"'
+            )
+        if output_stride not in (None, 8 * stem_stride):
+            raise ConfigError(
+                f"DoGNeXt: output_stride must be {8 * stem_stride}, got {output_stride!r}"
+            )
+        for name, size in (("kernel_size", kernel_size), ("stem_kernel_size", stem_kernel_size)):
+            if size is not None and size % 2 == 0:
+                raise ConfigError(f"DoGNeXt: {name} must be odd, got {size!r}")
         super().__init__(
             in_chans=in_chans,
             num_classes=num_classes,
@@ -123,7 +136,7 @@ class DoGNeXt(ConvNeXt):
             depths=depths,
             dims=dims,
             ls_init_value=None,
-            patch_size=1 if downsample == "dog" else 4,
+            patch_size=1 if downsample == "dog" else STEM_STRIDE,
             conv_mlp=conv_mlp,
             use_grn=use_grn,
             drop_rate=drop_rate,
@@ -132,16 +145,17 @@ class DoGNeXt(ConvNeXt):
             dtype=dtype,
         )
         if downsample == "dog":
-            self._stride_in_blocks()
+            self._stride_in_blocks((stem_stride, 2, 2, 2))
             self.stem = FusedStem(*self.stem)
         stages: Any = self.stages
         for stage in stages:
             for j, block in enumerate(stage.blocks):
                 strided = j == 0 and downsample == "dog"
-                layer = StemDoGConv2d if strided and stage is stages[0] else DoGConv2d
+                first = strided and stage is stages[0]
+                layer = StemDoGConv2d if first else DoGConv2d
                 block.conv_dw = layer(
                     block.conv_dw.out_channels,
-                    kernel_size,
+                    stem_kernel_size if first and stem_kernel_size is not None else kernel_size,
                     stride=block.shortcut.stride if strided else 1,
                     extent=2 * kernel_size / 7 if extent is None else extent,
                     order=order,
@@ -153,11 +167,11 @@ class DoGNeXt(ConvNeXt):
                     stage.blocks[j] = DoubleResidualBlock(block)
         with_fast_grn(self)
 
-    def _stride_in_blocks(self) -> None:
+    def _stride_in_blocks(self, strides: tuple[int, ...]) -> None:
         """Make timm's downsampling convolutions 1x1 and pool the shortcut of the strided blocks."""
         stages: Any = self.stages
         reduction = 1
-        for stage, stride, info in zip(stages, STRIDES, self.feature_info, strict=True):
+        for stage, stride, info in zip(stages, strides, self.feature_info, strict=True):
             if not isinstance(stage.downsample, nn.Identity):
                 norm, conv = stage.downsample
                 pointwise: Any = nn.Conv2d(conv.in_channels, conv.out_channels, 1).to(conv.weight)
@@ -171,7 +185,7 @@ class DoGNeXt(ConvNeXt):
             info["reduction"] = reduction
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """(B, in_chans, H, W) -> (B, C, H / 32, W / 32)"""
+        """(B, in_chans, H, W) -> (B, C, H / s, W / s), s = 8 * stem_stride"""
         with self._sampled_kernels():
             return super().forward_features(x)
 

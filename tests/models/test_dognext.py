@@ -34,6 +34,7 @@ OPTIONS: list[dict[str, Any]] = [
     {"kernel_size": 9},
     {"kernel_size": 11},
     {"kernel_size": 9, "extent": 2.0},
+    {"stem_stride": 6, "stem_kernel_size": 11},
     {"double_residual": True},
     {"double_residual": True, "conv_mlp": False},
     {"use_grn": False},
@@ -129,7 +130,9 @@ def test_forward_written_out(conv_mlp, double_residual):
 
 
 @pytest.mark.parametrize("size", [1, 3, 28, 33, 50, 64, 97, 224])
-@pytest.mark.parametrize("option", [{}, {"kernel_size": 11}], ids=named)
+@pytest.mark.parametrize(
+    "option", [{}, {"kernel_size": 11}, {"stem_stride": 6}, {"stem_stride": 8}], ids=named
+)
 def test_any_size_is_taken(size, option):
     model = small(**option).eval()
     with torch.no_grad():
@@ -165,6 +168,28 @@ def test_options_reach_every_dogconv():
     for conv in convs:
         assert (conv.order, conv.kernel_size, conv.bias_in) == ("d1", 11, "kernel")
         assert (conv.init, conv.margin, conv.extent) == ("random", 0.2, 22 / 7)
+
+
+def test_the_stem_has_a_stride_and_a_kernel_of_its_own_and_the_same_parameters():
+    """Section 4.5: the pool follows the stride, the pattern is resized at an unchanged extent."""
+    plain, other = small(), small(stem_stride=8, stem_kernel_size=15)
+    other.load_state_dict(plain.state_dict(), strict=True)
+    convs = [m for m in other.modules() if isinstance(m, DoGConv2d)]
+    assert [(c.stride, c.kernel_size) for c in convs] == [(8, 15), (2, 7), (2, 7), (1, 7), (2, 7)]
+    assert {c.extent for c in convs} == {2.0}
+    assert torch.equal(convs[0].kernel(), plain.stages[0].blocks[0].conv_dw.kernel(15))
+    assert [info["reduction"] for info in other.feature_info] == [8, 16, 32, 64]
+    shortcut = other.stages[0].blocks[0].shortcut
+    assert shortcut.kernel_size == shortcut.stride == 8
+    assert small(stem_stride=8, output_stride=64).feature_info[-1]["reduction"] == 64
+    rings = small(kernel_size=9, stem_kernel_size=11).stages[0].blocks[0].conv_dw
+    assert rings.kernel_size == 11 and rings.extent == pytest.approx(18 / 7)
+
+
+def test_features_of_a_strided_stem():
+    model = small(features_only=True, stem_stride=6, stem_kernel_size=11)
+    assert model.feature_info.reduction() == [6, 12, 24, 48]
+    assert [f.shape[-1] for f in model(images(50))] == [9, 5, 3, 2]
 
 
 def test_only_dogconvs_aggregate_space():
@@ -303,6 +328,10 @@ def test_dtype_and_device_are_honoured():
     ("option", "message"),
     [
         ({"output_stride": 16}, "output_stride must be 32, got 16"),
+        ({"output_stride": 32, "stem_stride": 8}, "output_stride must be 64, got 32"),
+        ({"stem_kernel_size": 8}, "stem_kernel_size must be odd, got 8"),
+        ({"stem_stride": 0}, "stride must be at least 1, got 0"),
+        ({"stem_stride": 8, "downsample": "conv"}, 'that strides: downsample="dog"'),
         ({"kernel_size": 8}, "kernel_size must be odd, got 8"),
         ({"downsample": "convs"}, "got 'convs' (did you mean 'conv'?)"),
         ({"order": "d4"}, "order must be base or d1 or d2, got 'd4'"),

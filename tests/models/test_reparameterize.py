@@ -17,6 +17,7 @@ OPTIONS: list[dict[str, Any]] = [
     {"conv_mlp": False},
     {"double_residual": True},
     {"kernel_size": 9},
+    {"stem_stride": 8, "stem_kernel_size": 15},
     {"dog_bias": "kernel"},
     {"order": "d1"},
     {"downsample": "conv"},
