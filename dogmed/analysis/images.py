@@ -117,7 +117,7 @@ class ImageNetVal:
     def __init__(self, images: ImageSet, record: WeightsRecord, workers: int):
         self._images, self._seen, self._workers = images, record.data, workers
         self.name, self.kind, self.classes = images.root.name, "multi-class", images.classes
-        self.size = record.data.size
+        self.size = record.data.trained_size or record.data.size
         self.splits: tuple[str, ...] = ("val",)
 
     @classmethod

@@ -72,7 +72,7 @@ def open_models(names: Sequence[str], weights_dir: Path | None) -> list[Trained]
             "that dogmed weights list shows"
         )
     opened = [open_trained(name, weights_dir) for name in dict.fromkeys(names)]
-    return list({trained.record.sha256: trained for trained in opened}.values())
+    return list({_identity(trained): trained for trained in opened}.values())
 
 
 def open_images(config: SubjectConfig, trained: Trained, progress: Progress) -> Images:
@@ -104,15 +104,16 @@ def open_images(config: SubjectConfig, trained: Trained, progress: Progress) -> 
                 "--task FILE.npz (or a folder), or --imagenet FOLDER"
             )
         task = seen.name
+    size = seen.trained_size or seen.size
     enlarged = (
         task in official_tasks()
         and seen.source in ("official", "variant")
         and seen.source_size is not None
-        and seen.source_size < seen.size
+        and seen.source_size < size
     )
     prepared = prepare(
         task,
-        size=seen.size,
+        size=size,
         data=config.data or ("synthetic" if seen.source == "synthetic" else "official"),
         data_dir=config.data_dir,
         cache_dir=config.cache_dir,
@@ -127,6 +128,11 @@ def open_images(config: SubjectConfig, trained: Trained, progress: Progress) -> 
             f"{_some(prepared.task.classes)} ({prepared.task.kind}): give the task it was trained on"
         )
     return TaskImages(prepared, trained.record)
+
+
+def _identity(trained: Trained) -> tuple[str, str]:
+    """Tells models apart: the same weights may serve with other strides, kernels and sizes."""
+    return trained.record.sha256, trained.title
 
 
 def _some(classes: Sequence[str]) -> str:

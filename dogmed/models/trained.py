@@ -25,12 +25,16 @@ class Trained:
 
     @property
     def title(self) -> str:
-        """What tables call it: architecture, what it was trained on, and from what."""
+        """What tables call it: architecture, what it was trained on, from what, and how it differs."""
         record = self.record
-        if record.recipe != "finetune":
-            return f"{record.model} {record.recipe}"
-        seed = "" if record.seed is None else f", seed {record.seed}"
-        return f"{record.model} {record.data.name} ({record.init}{seed})"
+        name, details = f"{record.model} {record.recipe}", []
+        if record.recipe == "finetune":
+            name, details = f"{record.model} {record.data.name}", [record.init]
+            details += [] if record.seed is None else [f"seed {record.seed}"]
+        details += [f"{option} {value}" for option, value in record.options.items()]
+        if record.data.trained_size is not None:
+            details.append(f"{record.data.size} px")
+        return f"{name} ({', '.join(details)})" if details else name
 
 
 def open_trained(name: str, weights_dir: str | Path | None = None) -> Trained:

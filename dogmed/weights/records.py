@@ -31,7 +31,7 @@ class DataRecord:
     name: str
     """Task or data set."""
     size: int
-    """Side in pixels at training."""
+    """Side in pixels at training, and to use them at; another where ``trained_size`` is stated."""
     source_size: int | None
     """Side in pixels before any resizing; None where it varies."""
     interpolation: str | None
@@ -51,6 +51,8 @@ class DataRecord:
     """How many were trained on."""
     crop_pct: float | None = None
     """Share of a resized image's side that the centre crop keeps at evaluation."""
+    trained_size: int | None = None
+    """Side in pixels at training, where ``size`` was chosen later, to spend less on an image."""
 
 
 @dataclass(frozen=True)
