@@ -11,14 +11,13 @@ import dataclasses
 import itertools
 import os
 import sys
-from collections.abc import Iterable
 from typing import Any
 
 from dogmed.config import configclass
-from dogmed.data.tasks import official_tasks
 from dogmed.errors import ConfigError
 from dogmed.finetune.config import Count, FinetuneConfig
 from dogmed.finetune.executors.options import ExecutorConfig, build_executor
+from dogmed.finetune.lists import chosen_tasks, split_words
 
 
 @configclass
@@ -53,20 +52,15 @@ def combine(config: BenchmarkConfig) -> list[FinetuneConfig]:
     Raises:
         ConfigError: no tasks, tasks beside ``all``, or an empty or a wrong list.
     """
-    tasks = _words(config.task)
-    if config.all and tasks:
-        raise ConfigError(f"--all is all twelve tasks, --task {','.join(tasks)} some: give one")
-    if not config.all and not tasks:
-        raise ConfigError("which tasks? --all, or for example --task breastmnist,pneumoniamnist")
-    models, inits = _words(config.model), _words(config.init)
-    fractions = [_fraction(word) for word in _words(config.train_fraction)]
+    tasks = chosen_tasks(config.task, config.all)
+    models, inits = split_words(config.model), split_words(config.init)
+    fractions = [_fraction(word) for word in split_words(config.train_fraction)]
     for flag, values in (("model", models), ("init", inits), ("train-fraction", fractions)):
         if not values:
             raise ConfigError(f"--{flag}: expected at least one")
     names = [field.name for field in dataclasses.fields(FinetuneConfig)]
     shared = {name: getattr(config, name) for name in names}
     seeds = range(config.seed, config.seed + config.seeds)
-    tasks = list(official_tasks()) if config.all else tasks
     return [
         FinetuneConfig(**shared | {
             "seed": seed, "task": task, "train_fraction": fraction, "model": model, "init": init,
@@ -98,12 +92,6 @@ def command(**options: Any) -> int:
         runs = take_tuned(runs, config.skip_missing)
     with contextlib.closing(build_executor(config, config.device)) as executor:
         return benchmark(runs, executor, skip_missing=config.skip_missing)
-
-
-def _words(values: Iterable[float | str]) -> list[str]:
-    """The words of a list whose items may hold several, apart by commas; each once."""
-    words = (word.strip() for value in values for word in str(value).split(","))
-    return list(dict.fromkeys(word for word in words if word))
 
 
 def _fraction(word: str) -> float:

@@ -10,24 +10,22 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from dogmed.config import to_yaml
-from dogmed.console import Console, Stopper
+from dogmed.console import Console
 from dogmed.errors import Interrupted, WeightsError
 from dogmed.finetune.benchmark import board
 from dogmed.finetune.benchmark.call import tracked_call
 from dogmed.finetune.benchmark.cells import Cell, check_weights, find_cells
 from dogmed.finetune.config import FinetuneConfig
-from dogmed.finetune.executors.base import BEGUN, Executor, Job
+from dogmed.finetune.executors.base import Executor, Job
+from dogmed.finetune.executors.drive import Drive, Started
 from dogmed.runs import write_atomic
 
 ATTEMPTS = 2  # of a cell, in one sitting
-POLL_SECONDS = 0.2
-SHOW_SECONDS = 1.0
 
 
 def benchmark(
@@ -78,18 +76,6 @@ def benchmark(
     return 1 if failed else 0
 
 
-@dataclass
-class Running:
-    """A cell that this process has started."""
-
-    cell: Cell
-    log: Path
-    written: int
-    """Bytes that the log had before."""
-    claim: FileLock
-    """Held so long: another benchmark of the same matrix starts other cells."""
-
-
 class Sitting:
     """The work on a matrix from one call of the command to its end, or to a stop.
 
@@ -101,11 +87,14 @@ class Sitting:
     """
 
     def __init__(self, cells: Sequence[Cell], executor: Executor, console: Console, out: Path):
-        self.cells, self.executor, self.console = cells, executor, console
+        self.cells = cells
+        self._queue = [cell for cell in cells if cell.state == "to do"]
         self.folder = out / "benchmark" / "cells"
         self.board = board.Board(cells, executor.slots, console)
-        self._queue = [cell for cell in cells if cell.state == "to do"]
-        self._running: dict[str, Running] = {}
+        self._drive = Drive(executor, console)
+        self._running: dict[str, Cell] = {}
+        self._claims: dict[str, FileLock] = {}
+        """Held while a cell runs: another benchmark of the same matrix starts others."""
 
     def run(self) -> None:
         """Run all cells to do.
@@ -114,41 +103,28 @@ class Sitting:
             Interrupted: a signal came; the runs have saved their state (after a second one: not).
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        shown = 0.0
-        with Stopper(self.console) as stopper:
-            stopper.deferring = True
-            asked = False
-            try:
-                while self._running or (self._queue and not stopper.requested):
-                    self._collect(stopping=asked)
-                    if stopper.requested and not asked:
-                        asked = True
-                        self.executor.stop()
-                    if not asked:
-                        self._fill()
-                    if time.monotonic() - shown > SHOW_SECONDS:
-                        shown = time.monotonic()
-                        self._note_begun()
-                        self.board.refresh()
-                    time.sleep(POLL_SECONDS)
-            finally:
-                self.board.close()
-                if self._running:
-                    self.executor.kill()
-                for started in self._running.values():
-                    started.cell.state = "to do"
-                    started.claim.release()
-        if stopper.requested and any(cell.state == "to do" for cell in self.cells):
+        try:
+            signalled = self._drive.run(self)
+        finally:
+            self.board.close()
+            for name, cell in self._running.items():
+                cell.state = "to do"
+                self._claims[name].release()
+        if signalled and any(cell.state == "to do" for cell in self.cells):
             done = sum(cell.state == "done" for cell in self.cells)
             raise Interrupted(
                 f"stopped with {done} of {len(self.cells)} cells done; the same command continues",
-                stopper.requested,
+                signalled,
             )
 
-    def _fill(self) -> None:
+    def left(self) -> bool:
+        """Whether cells are to be started."""
+        return bool(self._queue)
+
+    def fill(self) -> None:
         """Start cells that nobody runs, while there is room."""
         for cell in list(self._queue):
-            if len(self._running) >= self.executor.slots:
+            if len(self._running) >= self._drive.executor.slots:
                 return
             claim = FileLock(self._file(cell, "claim"), timeout=0)
             try:
@@ -167,51 +143,52 @@ class Sitting:
             else:
                 self._start(cell, claim)
 
+    def ended(self, started: Started, code: int, *, stopping: bool) -> None:
+        """Take note of a cell that has ended."""
+        cell = self._running.pop(started.job.name)
+        self._claims.pop(started.job.name).release()
+        if cell.state == "queued":  # it was over before anybody looked
+            cell.begin()
+        wall = time.monotonic() - cell.began
+        cell.look()
+        if cell.result is not None and (code == 0 or cell.config.resume == "auto"):
+            if cell.whole:
+                cell.overhead = max(0.0, wall - cell.result["seconds"])
+            self.board.ended(cell)
+        elif stopping:
+            cell.state, cell.result = "to do", None
+            self.board.event(cell, "stopped")
+        elif cell.is_busy():  # it ended because another process runs this very run
+            cell.state, cell.attempts = "to do", cell.attempts - 1
+            self._queue.append(cell)
+            self.board.event(cell, "waits")
+        else:
+            self._fail(cell, f"{started.last_words(code)} ({started.job.log})")
+
+    def show(self) -> None:
+        """Bring the board up to date."""
+        self._note_begun()
+        self.board.refresh()
+
     def _file(self, cell: Cell, suffix: str) -> Path:
         return self.folder / f"{_name(cell)}.{suffix}"
 
     def _start(self, cell: Cell, claim: FileLock) -> None:
-        options, log = (self._file(cell, suffix) for suffix in ("yaml", "log"))
+        name, options = _name(cell), self._file(cell, "yaml")
         write_atomic(options, to_yaml(cell.config))
-        written = log.stat().st_size if log.is_file() else 0
         cell.queue()
-        self._running[_name(cell)] = Running(cell, log, written, claim)
+        self._running[name], self._claims[name] = cell, claim
         words = (sys.executable, "-m", "dogmed", "finetune", "--config", str(options))
-        self.executor.start(Job(_name(cell), words, log))
+        self._drive.start(Job(name, words, self._file(cell, "log")))
         self._note_begun()
 
     def _note_begun(self) -> None:
         """Take note of the cells that no longer wait for their turn on a cluster."""
-        waiting = self.executor.waiting()
-        for name, started in self._running.items():
-            if started.cell.state == "queued" and name not in waiting:
-                started.cell.begin()
-                self.board.event(started.cell, "begin" if started.cell.whole else "continue")
-
-    def _collect(self, *, stopping: bool) -> None:
-        """Take note of the cells that have ended."""
-        for name, code in self.executor.ended().items():
-            started = self._running.pop(name)
-            cell = started.cell
-            started.claim.release()
-            if cell.state == "queued":  # it was over before anybody looked
+        waiting = self._drive.executor.waiting()
+        for name, cell in self._running.items():
+            if cell.state == "queued" and name not in waiting:
                 cell.begin()
-            wall = time.monotonic() - cell.began
-            cell.look()
-            if cell.result is not None and (code == 0 or cell.config.resume == "auto"):
-                if cell.whole:
-                    cell.overhead = max(0.0, wall - cell.result["seconds"])
-                self.board.ended(cell)
-            elif stopping:
-                cell.state, cell.result = "to do", None
-                self.board.event(cell, "stopped")
-            elif cell.is_busy():  # it ended because another process runs this very run
-                cell.state, cell.attempts = "to do", cell.attempts - 1
-                self._queue.append(cell)
-                self.board.event(cell, "waits")
-            else:
-                words = _last_words(started.log, started.written, code)
-                self._fail(cell, f"{words} ({started.log})")
+                self.board.event(cell, "begin" if cell.whole else "continue")
 
     def _fail(self, cell: Cell, why: str) -> None:
         cell.result, cell.note = None, why
@@ -244,17 +221,3 @@ def _refuse_missing(
 def _name(cell: Cell) -> str:
     """The cell's, as a job and in names of files."""
     return cell.key.replace("/", "+")
-
-
-def _last_words(log: Path, start: int, code: int) -> str:
-    """What a failed job said at the end: its error message if there is one, else its last line."""
-    with log.open("rb") as file:
-        file.seek(start)
-        lines = [
-            line
-            for line in file.read().decode(errors="replace").splitlines()
-            if line.strip() and not line.startswith(BEGUN)
-        ]
-    told = [line for line in lines if line.startswith("dogmed: ")]
-    last = (told or lines or ["it said nothing"])[-1].removeprefix("dogmed: ").strip()
-    return f"{last}; exit code {code}" if code >= 0 else f"{last}; ended by signal {-code}"

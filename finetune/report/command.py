@@ -11,6 +11,7 @@ from annotated_types import Gt, Le
 
 from dogmed.config import configclass, recipe
 from dogmed.errors import ConfigError
+from dogmed.finetune.lists import split_words
 
 
 @configclass
@@ -70,10 +71,10 @@ def command(
 
     report = assemble(
         out,
-        task=_words(task),
-        model=_words(model),
-        init=_words(init),
-        label=_words(label),
+        task=split_words(task),
+        model=split_words(model),
+        init=split_words(init),
+        label=split_words(label),
         predictions=predictions,
         cache_dirs=[cache_dir] if cache_dir else [],
         resamples=resamples,
@@ -92,8 +93,3 @@ def command(
     if report.notes:
         print(f"{len(report.notes)} notes in the report, the first: {report.notes[0]}")
     print(f"report  {folder / 'report.html'} (and report.md, report.tex, report.csv)")
-
-
-def _words(values: tuple[str, ...]) -> list[str]:
-    words = (word.strip() for value in values for word in value.split(","))
-    return list(dict.fromkeys(word for word in words if word))

@@ -11,10 +11,10 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge, Le
 
 from dogmed.config import configclass
-from dogmed.data.tasks import official_tasks
 from dogmed.errors import ConfigError
 from dogmed.finetune.config import Count, FinetuneConfig
 from dogmed.finetune.executors.options import ExecutorConfig, build_executor
+from dogmed.finetune.lists import chosen_tasks
 from dogmed.finetune.tune.space import space_of
 
 
@@ -53,21 +53,6 @@ class TuneConfig(ExecutorConfig, FinetuneConfig):
     """Only work on the study's trials, as dogmed tune lets its own workers do; one more on any machine."""
 
 
-def tasks_of(config: TuneConfig) -> list[str]:
-    """The tasks, each once.
-
-    Raises:
-        ConfigError: none, or some beside ``all``.
-    """
-    words = (word.strip() for value in config.task for word in value.split(","))
-    tasks = list(dict.fromkeys(word for word in words if word))
-    if config.all and tasks:
-        raise ConfigError(f"--all is all twelve tasks, --task {','.join(tasks)} some: give one")
-    if not config.all and not tasks:
-        raise ConfigError("which task? for example --task breastmnist, or --all")
-    return list(official_tasks()) if config.all else tasks
-
-
 def base_of(config: TuneConfig, task: str) -> FinetuneConfig:
     """The options that all trials of a task share."""
     names = [field.name for field in dataclasses.fields(FinetuneConfig)]
@@ -83,7 +68,8 @@ def command(**options: Any) -> int:
     from dogmed.finetune.config import data_options
 
     # for what it refuses: torch takes seconds to load, a misspelt option need not wait for it
-    for task in tasks_of(config):
+    tasks = chosen_tasks(config.task, config.all)
+    for task in tasks:
         base = base_of(config, task)
         space_of(config.space, task, base)
         plan(**data_options(base))
@@ -92,7 +78,7 @@ def command(**options: Any) -> int:
     if config.worker:
         from dogmed.finetune.tune.worker import work
 
-        for task in tasks_of(config):
+        for task in tasks:
             work(config, task)
         return 0
     from dogmed.finetune.tune.tuning import tune

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import signal
 import sys
-import time
-from contextlib import closing
 from dataclasses import replace
-from pathlib import Path
 
 from optuna.trial import FrozenTrial, TrialState
 
 from dogmed import tracking
 from dogmed.config import to_yaml
-from dogmed.console import Console, Stopper
+from dogmed.console import Console
 from dogmed.errors import ConfigError, DogmedError, Interrupted, TrainingError
 from dogmed.finetune import build
 from dogmed.finetune.benchmark.cells import find_cells, plan_of
 from dogmed.finetune.executors.base import Executor, Job
+from dogmed.finetune.executors.drive import Drive, Started
+from dogmed.finetune.lists import chosen_tasks
 from dogmed.finetune.tune import comparison, outcome
-from dogmed.finetune.tune.options import TuneConfig, base_of, tasks_of
+from dogmed.finetune.tune.options import TuneConfig, base_of
 from dogmed.finetune.tune.space import space_of, with_values
 from dogmed.finetune.tune.study import (
     Files,
@@ -34,7 +33,6 @@ from dogmed.finetune.tune.study import (
 from dogmed.finetune.tune.worker import Work, open_work
 from dogmed.runs import RunFolder, write_atomic
 
-POLL_SECONDS = 0.5
 DEATHS = 5  # of workers, one after another and no trial finished, that end a study
 STOPPED = (0, 128 + signal.SIGINT, 128 + signal.SIGTERM)  # codes of workers that left in good order
 IDLE = 50  # of these, one after another and no epoch done, that end a study
@@ -60,7 +58,7 @@ def tune(config: TuneConfig, executor: Executor) -> int:
     if config.resume == "never":
         raise ConfigError("--resume never: a study is always continued; give another --study")
     console = Console(True)
-    tasks = tasks_of(config)
+    tasks = chosen_tasks(config.task, config.all)
     if config.dry_run:
         print("\n".join(describe(config, task) for task in tasks))
         print("dry run: nothing was written")
@@ -173,10 +171,10 @@ class Search:
     """
 
     def __init__(self, job: Work, executor: Executor, console: Console):
-        self.job, self.executor, self.console = job, executor, console
+        self.job, self.console = job, console
         self.trials = job.config.trials
         self.options = job.files.root / "worker.yaml"
-        self._running: dict[str, tuple[Path, int]] = {}  # logs, and where the job's words begin
+        self._drive = Drive(executor, console)
         self._started = 0
         self._deaths: list[str] = []  # what workers said that died since a trial was finished
         self._idle = 0  # workers that left since an epoch was done
@@ -192,81 +190,77 @@ class Search:
         """
         job = self.job
         self._told = {n for n, a in last_attempts(job.study).items() if is_over(a)}
-        left = unfinished(job.study, self.trials)
-        if left <= 0:
+        if not self.left():
             return
-        self.console.line(f"study {job.files.name}: {left} of {self.trials} trials to do")
+        self.console.line(f"study {job.files.name}: {self._count()} of {self.trials} trials to do")
         config = replace(job.config, task=(job.base.task,), all=False, worker=True)
         write_atomic(self.options, to_yaml(config))
         self.options.chmod(0o600)  # the storage's address may hold a password
-        with Stopper(self.console) as stopper:
-            stopper.deferring = True
-            asked = False
-            try:
-                while self._running or (self._left() and not stopper.requested):
-                    self._collect(stopping=asked)
-                    self._tell()
-                    if stopper.requested and not asked:
-                        asked = True
-                        self.executor.stop()
-                    if not asked:
-                        self._fill()
-                    time.sleep(POLL_SECONDS)
-            finally:
-                if self._running:
-                    self.executor.kill()
-        self._tell()
-        if stopper.requested and self._left():
-            done = self.trials - self._left()
+        signalled = self._drive.run(self)
+        self.show()
+        if signalled and self.left():
+            done = self.trials - self._count()
             raise Interrupted(
                 f"stopped with {done} of {self.trials} trials done; the same command continues",
-                stopper.requested,
+                signalled,
             )
 
-    def _left(self) -> int:
-        return max(0, unfinished(self.job.study, self.trials))
+    def left(self) -> bool:
+        """Whether there are trials to begin, to continue or to end."""
+        return self._count() > 0
 
-    def _fill(self) -> None:
+    def fill(self) -> None:
         """Start workers while there are trials that nobody works on, and room."""
-        job = self.job
+        job, drive = self.job, self._drive
         with job.files.claim:
             revive(job.study, job.files)
             room = waiting(job.study, self.trials)
-        slots = min(self.executor.slots, job.config.jobs or MOST_WORKERS, self._left())
-        while room > 0 and len(self._running) < slots:
+        slots = min(drive.executor.slots, job.config.jobs or MOST_WORKERS, self._count())
+        while room > 0 and len(drive.running) < slots:
             self._start()
+
+    def ended(self, started: Started, code: int, *, stopping: bool) -> None:
+        """Take note of a worker that has ended.
+
+        Raises:
+            TrainingError: too many have, with nothing done.
+        """
+        if stopping:
+            return
+        if code in STOPPED:
+            self._left_early(started, code)
+            return
+        self.show()  # deaths count since the last trial that was finished
+        self._deaths.append(f"{started.last_words(code)} ({started.job.log})")
+        self.console.line(f"a worker has died: {self._deaths[-1]}")
+        if len(self._deaths) >= DEATHS:
+            raise TrainingError(
+                f"{DEATHS} workers have died and no trial was finished: {self._deaths[-1]}"
+            )
+
+    def show(self) -> None:
+        """A line for each trial that has ended."""
+        last = last_attempts(self.job.study)
+        for number, attempt in last.items():
+            if number in self._told or not is_over(attempt):
+                continue
+            self._told.add(number)
+            self._deaths.clear()
+            done = f"[{len(self._told):>{len(str(self.trials))}}/{self.trials}]"
+            self.console.line(f"{done} trial {number:<4} {_ended(attempt)}{_best(self.job)}")
+
+    def _count(self) -> int:
+        return max(0, unfinished(self.job.study, self.trials))
 
     def _start(self) -> None:
         name = f"{self.job.files.name}-worker{self._started}"
         self._started += 1
         log = self.job.files.root / "workers" / f"{name}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
-        self._running[name] = log, log.stat().st_size if log.is_file() else 0
         words = (sys.executable, "-m", "dogmed", "tune", "--config", str(self.options))
-        self.executor.start(Job(name, words, log))
+        self._drive.start(Job(name, words, log))
 
-    def _collect(self, *, stopping: bool) -> None:
-        """Take note of the workers that have ended."""
-        for name, code in self.executor.ended().items():
-            log, start = self._running.pop(name)
-            if stopping:
-                continue
-            if code in STOPPED:
-                self._left_early(log, code)
-                continue
-            with closing(log.open("rb")) as file:
-                file.seek(start)
-                lines = file.read().decode(errors="replace").split("\n")
-            said = [line for line in lines if line.startswith("dogmed: ")] or ["it said nothing"]
-            how = f"exit code {code}" if code > 0 else f"signal {-code}"
-            self._deaths.append(f"{said[-1].removeprefix('dogmed: ')}; {how} ({log})")
-            self.console.line(f"a worker has died: {self._deaths[-1]}")
-            if len(self._deaths) >= DEATHS:
-                raise TrainingError(
-                    f"{DEATHS} workers have died and no trial was finished: {self._deaths[-1]}"
-                )
-
-    def _left_early(self, log: Path, code: int) -> None:
+    def _left_early(self, started: Started, code: int) -> None:
         """A worker has left in good order, as a cluster's time limit makes it: another goes on, so long
         as something gets done."""
         last = last_attempts(self.job.study).values()
@@ -277,21 +271,11 @@ class Search:
             self.console.line(
                 f"a worker was stopped (exit code {code}); its trial will be continued"
             )
-        if self._idle >= IDLE and self._left():
+        if self._idle >= IDLE and self.left():
             raise TrainingError(
-                f"{IDLE} workers have left, one after another, and no epoch was done; see {log}"
+                f"{IDLE} workers have left, one after another, and no epoch was done; see "
+                f"{started.job.log}"
             )
-
-    def _tell(self) -> None:
-        """A line for each trial that has ended."""
-        last = last_attempts(self.job.study)
-        for number, attempt in last.items():
-            if number in self._told or not is_over(attempt):
-                continue
-            self._told.add(number)
-            self._deaths.clear()
-            done = f"[{len(self._told):>{len(str(self.trials))}}/{self.trials}]"
-            self.console.line(f"{done} trial {number:<4} {_ended(attempt)}{_best(self.job)}")
 
 
 def _ended(attempt: FrozenTrial) -> str:

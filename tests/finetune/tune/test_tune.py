@@ -390,7 +390,7 @@ def test_two_workers_on_one_study_outlive_the_death_of_one(
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (("--task=",), "which task? for example --task breastmnist, or --all"),
+        (("--task=",), "which tasks? --all, or for example --task breastmnist"),
         (("--all",), "--all is all twelve tasks, --task breastmnist some: give one"),
         (("--task=brestmnist",), "did you mean 'breastmnist'?"),
         (("--space=wdie",), "--space wdie: no such space (did you mean 'wide'?)"),
