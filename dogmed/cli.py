@@ -66,6 +66,12 @@ COMMANDS = {
         "dogmed.pretrain.pack:PackConfig",
         "dogmed.pretrain.pack:pack",
     ),
+    "analyze scale": Command(
+        "score trained models at many resolutions and kernel sizes",
+        "dogmed.analysis.scale:ScaleConfig",
+        "dogmed.analysis.scale:command",
+        words="models",
+    ),
     "ui": Command(
         "open the MLflow UI on this project's runs",
         "dogmed.ui:UiConfig",
