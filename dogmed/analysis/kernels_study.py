@@ -1,0 +1,180 @@
+"""All that ``dogmed analyze kernels`` finds out about one network, layer by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from dogmed.analysis.fitting import Fit, fit
+from dogmed.analysis.layers import Layer, Origin, depthwise_layers, find_origin
+from dogmed.analysis.patterns import (
+    dog_patterns,
+    fitted_patterns,
+    function_weights,
+    radius,
+    response,
+)
+from dogmed.errors import ConfigError
+from dogmed.models.trained import Trained
+
+RANDOM = 512
+"""Random kernels that are fitted for comparison, of each size that occurs."""
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """The kernels of one layer at one time, with what they are; C of them."""
+
+    layer: Layer
+    patterns: NDArray[np.str_]
+    """(C,), of ``patterns.NAMES``."""
+    radius: Floats
+    """(C,), in pixels of the image."""
+    response: Floats
+    """(C, F)"""
+    widths: Floats | None
+    """(C, 2), narrow and wide |sigma|, of a DoGConv."""
+    weights: Floats | None
+    """(C, 6), mixing weights of ``FUNCTIONS``, of a DoGConv."""
+    fit: Fit | None
+    """Of mixtures, to kernels that are no DoGConv's."""
+    single: Fit | None
+    """The same of single functions."""
+
+    def __len__(self) -> int:
+        return len(self.patterns)
+
+
+@dataclass(frozen=True)
+class LayerStudy:
+    """One layer, now and before its training."""
+
+    after: Kernels
+    before: Kernels | None
+
+    @property
+    def name(self) -> str:
+        return self.after.layer.name
+
+    @property
+    def similarity(self) -> Floats | None:
+        """The cosine (C,) between each kernel and what it was; NaN where one is zero."""
+        if self.before is None:
+            return None
+        a, b = (k.layer.kernels.flatten(1) for k in (self.after, self.before))
+        return ((a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1))).numpy()
+
+    @property
+    def changed(self) -> NDArray[np.bool_] | None:
+        """Whether each kernel has another pattern than before, (C,)."""
+        return None if self.before is None else self.after.patterns != self.before.patterns
+
+
+@dataclass(frozen=True)
+class Study:
+    """A network's kernels, now and before its training."""
+
+    trained: Trained
+    origin: Origin
+    layers: Sequence[LayerStudy]
+    random: dict[int, tuple[Fit, Fit]]
+    """Fits of mixtures and of single functions to random kernels, by their size; empty for a DoGNeXt."""
+
+    @property
+    def fitted(self) -> list[LayerStudy]:
+        """The layers that are no DoGConvs."""
+        return [layer for layer in self.layers if layer.after.fit is not None]
+
+    @property
+    def dog(self) -> list[LayerStudy]:
+        return [layer for layer in self.layers if layer.after.widths is not None]
+
+    def pooled(self, of: Callable[[Kernels], Any], *, before: bool = False) -> Any:
+        """One array of all layers."""
+        kernels = [layer.before if before else layer.after for layer in self.layers]
+        return np.concatenate([of(k) for k in kernels if k is not None])
+
+
+def study(
+    trained: Trained, before: str | None, weights_dir: Any, say: Callable[[str], None]
+) -> Study:
+    """Look at every kernel of a network, and at what it was before the training.
+
+    Args:
+        trained: the network.
+        before: what it was; None goes by its record.
+        weights_dir: the store of named weights.
+        say: told what is worked on.
+
+    Raises:
+        ConfigError: it has no depthwise layers, or ``before`` has others.
+        WeightsError: ``before`` cannot be used.
+    """
+    in_chans = trained.record.in_chans
+    layers = depthwise_layers(trained.model, in_chans, trained.title)
+    origin = find_origin(trained, before, weights_dir)
+    firsts: list[Layer | None] = [None] * len(layers)
+    if origin.model is not None:
+        firsts = list(
+            _matching(
+                layers, depthwise_layers(origin.model, in_chans, origin.title), trained, origin
+            )
+        )
+    free = [layer for layer in layers if layer.functions is None]
+    if free:
+        count = sum(len(layer.kernels) for layer in free) * (1 + (origin.model is not None))
+        say(f"{trained.title}: fitting DoG kernels to {count:,} learned ones")
+    random = {size: _random(size) for size in {layer.size for layer in free}}
+    found = [
+        LayerStudy(describe(layer), None if first is None else describe(first))
+        for layer, first in zip(layers, firsts, strict=True)
+    ]
+    return Study(trained, origin, found, random)
+
+
+def describe(layer: Layer) -> Kernels:
+    """Find out what one layer's kernels are."""
+    size = radius(layer.kernels) * layer.reduction
+    curves = response(layer.kernels)
+    if layer.functions is not None:
+        widths = layer.functions.sigma.abs().sort(dim=1).values.double().numpy()
+        weights = function_weights(layer.functions).double().numpy()
+        return Kernels(layer, dog_patterns(layer), size, curves, widths, weights, None, None)
+    mixture, single = fit(layer.kernels), fit(layer.kernels, single=True)
+    return Kernels(layer, fitted_patterns(single), size, curves, None, None, mixture, single)
+
+
+def weighted(found: Fit, kernels: torch.Tensor) -> float:
+    """The share of all kernels' energy that their fits explain together."""
+    energy = kernels.square().sum((1, 2))
+    return float((found.explained.nan_to_num() * energy).sum() / energy.sum())
+
+
+def _random(size: int) -> tuple[Fit, Fit]:
+    generator = torch.Generator().manual_seed(0)
+    kernels = torch.randn(RANDOM, size, size, generator=generator, dtype=torch.float64)
+    return fit(kernels), fit(kernels, single=True)
+
+
+def _matching(
+    layers: list[Layer], first: list[Layer], trained: Trained, origin: Origin
+) -> list[Layer]:
+    """The layers of the origin, if they are those of the trained network."""
+    shapes = [[(layer.name, tuple(layer.kernels.shape)) for layer in of] for of in (layers, first)]
+    same = [
+        (a.functions is None) == (b.functions is None) for a, b in zip(layers, first, strict=False)
+    ]
+    if shapes[0] != shapes[1] or not all(same):
+        differing = next((a for a, b in zip(*shapes, strict=False) if a != b), shapes[0][-1])
+        raise ConfigError(
+            f"--before: {origin.title} has not the layers of {trained.title} (for example {differing[0]}, "
+            f"{'x'.join(map(str, differing[1]))}): give weights of the same architecture"
+        )
+    return first
