@@ -41,6 +41,7 @@ def score_split(loop: Loop, batches: Batches, resamples: int) -> tuple[dict[str,
     if resamples:
         intervals = stats.bootstrap_intervals(kind, labels, probabilities, resamples=resamples)
         scores["intervals_95"] = {name: list(interval) for name, interval in intervals.items()}
+        scores["resamples"] = resamples  # behind them
     return scores, labels, probabilities
 
 
@@ -121,7 +122,8 @@ def summary(report: dict[str, Any]) -> str:
                 f"{name} {value:.4f}"
                 + (f" [{interval[0]:.4f}, {interval[1]:.4f}]" if interval else "")
             )
-    intervals = ", 95% bootstrap intervals" if "intervals_95" in report["test"] else ""
+    count = report["test"].get("resamples")
+    intervals = f", 95% bootstrap intervals, {count:,} resamples" if count else ""
     source = "SYNTHETIC data, " if report["data"]["source"] == "synthetic" else ""
     return (
         f"test    {', '.join(parts)}   ({source}n = {report['test']['n']}{intervals}; "

@@ -18,6 +18,7 @@ from dogmed.stats.compare import (
     resample,
     trivial_answer,
     trivial_probabilities,
+    within_range,
 )
 from dogmed.stats.seeds import SeedSummary, summarize, t_interval
 from dogmed.stats.tasks import (
@@ -55,4 +56,5 @@ __all__ = [
     "trivial_answer",
     "trivial_probabilities",
     "wilcoxon",
+    "within_range",
 ]

@@ -24,7 +24,11 @@ from dogmed.stats.bootstrap import evaluator, replicates_of
 from dogmed.stats.seeds import check_level, seed_variance
 
 EXACT_BELOW = 25  # discordant images up to which McNemar's χ² is no approximation to trust
-_RANGE = {"brier": (0.0, 2.0), "quadratic_kappa": (-1.0, 1.0)}  # of the others, 0 to 1
+_RANGE = {
+    "brier": (0.0, 2.0),
+    "quadratic_kappa": (-1.0, 1.0),
+    "loss": (0.0, np.inf),
+}  # others: 0 to 1
 IMAGES = "test images"
 BOTH = "test images and training seeds"
 
@@ -77,6 +81,9 @@ class Difference:
     high: float
     p: float
     covers: str
+    degenerate: bool = False
+    """All resamples differ by the same, as those of a single image do: nothing is known of chance, so that
+    the interval is all that the metric can differ by, and p is 1."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,11 +166,11 @@ def estimates(model: Resampled, *, level: float = 0.95) -> dict[str, Estimate]:
         if result is None:
             continue
         value, low, high, _ = result
-        lowest, highest = _RANGE.get(name, (0.0, 1.0))
+        low, high = within_range(name, low, high)
         found[name] = Estimate(
             value=value,
-            low=max(low, lowest),
-            high=min(high, highest),
+            low=low,
+            high=high,
             seeds=model.seeds,
             sd=float(values.std(ddof=1)) if model.seeds > 1 else None,
             covers=BOTH if model.seeds > 1 else IMAGES,
@@ -176,7 +183,7 @@ def differences(a: Resampled, b: Resampled, *, level: float = 0.95) -> dict[str,
 
     The p-value inverts the interval. With one seed each it is twice the share of replicates on the
     smaller side of zero, counting zeros and one replicate more: at least 2/(R + 1), and 1 for equal
-    models. With several it is that of Student's t.
+    models. With several it is that of Student's t. No interval is wider than the metric's range allows.
 
     Raises:
         ConfigError: a level outside (0, 1).
@@ -186,10 +193,30 @@ def differences(a: Resampled, b: Resampled, *, level: float = 0.95) -> dict[str,
     check_level(level)
     covers, found = _covers(a, b), {}
     for name in a.scores:
-        if result := _infer(name, [(1, a), (-1, b)], level):
-            value, low, high, p = result
-            found[name] = Difference(value=value, low=low, high=high, p=p, covers=covers)
+        result = _infer(name, [(1, a), (-1, b)], level)
+        if result is None:
+            continue
+        value, low, high, p = result
+        lowest, highest = _RANGE.get(name, (0.0, 1.0))
+        span = highest - lowest
+        degenerate = round(value, 12) != 0 and not np.ptp(_replicates(name, [(1, a), (-1, b)]))
+        if degenerate:
+            low, high, p = -span, span, 1.0
+        found[name] = Difference(
+            value=value,
+            low=max(low, -span),
+            high=min(high, span),
+            p=p,
+            covers=covers,
+            degenerate=degenerate,
+        )
     return found
+
+
+def within_range(name: str, low: float, high: float) -> tuple[float, float]:
+    """An interval of a metric, without what lies beyond the values that it can have."""
+    lowest, highest = _RANGE.get(name, (0.0, 1.0))
+    return max(low, lowest), min(high, highest)
 
 
 def trivial_answer(beside: Resampled, train_labels: ArrayLike) -> Resampled:
@@ -274,8 +301,7 @@ def _infer(
 ) -> tuple[float, float, float, float] | None:
     """Give value, interval and p-value (of zero) of a signed sum of models; None if undefined."""
     value = float(sum(sign * model.scores[name].mean() for sign, model in terms))
-    summed = np.sum([sign * model.replicates[name] for sign, model in terms], axis=0)
-    replicates = summed[~np.isnan(summed)].round(12)  # equal scores differ by nothing
+    replicates = _replicates(name, terms)
     if np.isnan(value) or not replicates.size:
         return None
     if all(model.seeds == 1 for _, model in terms):
@@ -293,6 +319,12 @@ def _infer(
     half = float(scipy.stats.t.ppf((1 + level) / 2, freedom)) * error
     p = float(2 * scipy.stats.t.sf(abs(value) / error, freedom))
     return value, value - half, value + half, p
+
+
+def _replicates(name: str, terms: Sequence[tuple[int, Resampled]]) -> Floats:
+    """A signed sum of models on each resample where it is defined; equal scores differ by nothing."""
+    summed = np.sum([sign * model.replicates[name] for sign, model in terms], axis=0)
+    return np.asarray(summed[~np.isnan(summed)].round(12))
 
 
 def _same_test_set(a: Resampled, b: Resampled) -> None:

@@ -108,6 +108,7 @@ def analyse(
         result.comparisons.extend(_against_trivial(where, evaluated, labels))
     result.comparisons[:] = _adjust(result.comparisons)
     result.notes.extend(_coarse(result.comparisons, resamples))
+    result.notes.extend(_degenerate(result.comparisons))
     ranks, pairs, notes = over_tasks(sets, result.score)
     result.ranks.extend(ranks)
     result.pairs.extend(pairs)
@@ -125,6 +126,7 @@ def _stored(group: Group) -> dict[str, Estimate]:
         summary = stats.summarize(scores)
         intervals = group.runs[0].test.get("intervals_95", {})
         low, high = summary.interval or intervals.get(name) or (np.nan, np.nan)
+        low, high = stats.within_range(name, low, high)
         covers = "training seeds" if summary.n > 1 else "test images"
         found[name] = Estimate(
             value=summary.mean, low=float(low), high=float(high), seeds=summary.n, sd=summary.sd,
@@ -210,4 +212,15 @@ def _coarse(comparisons: Sequence[Comparison], resamples: int) -> list[str]:
         f"{resamples} resamples give single-seed comparisons a p-value of {smallest:.2g} at least, which "
         f"Holm's adjustment over {max(sizes)} of them takes above {ALPHA}: nothing there could be better or "
         f"worse; give --resamples {int(2 * max(sizes) / ALPHA) + 1} or more, or run more seeds"
+    ]
+
+
+def _degenerate(comparisons: Sequence[Comparison]) -> list[str]:
+    """Say where the resamples knew nothing of chance."""
+    alike = [c for c in comparisons if c.difference.degenerate]
+    if not alike:
+        return []
+    return [
+        f"{len(alike)} comparisons have no interval and p 1, for all resamples differ by the very same amount, as "
+        f"they do on a single test image: {', '.join(dict.fromkeys(c.where.name for c in alike))}"
     ]

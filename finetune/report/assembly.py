@@ -93,7 +93,7 @@ def assemble(
     wins = [tables.winners(sets, analysis, metric) for metric in METRICS]
     fields = dict.fromkeys((pair.where, pair.metric) for pair in analysis.pairs)
     return Report(
-        facts=_facts(runs, sets, found),
+        facts=_facts(runs, sets, found, resamples),
         synthetic=_warning(sets),
         headlines=headlines.headlines(analysis),
         winners=[table for table in wins if table.rows],
@@ -148,7 +148,7 @@ def select(runs: Sequence[Run], asked: dict[str, Sequence[str]]) -> list[Run]:
     return kept
 
 
-def _facts(runs: Sequence[Run], sets: Sequence[TestSet], found: Found) -> list[str]:
+def _facts(runs: Sequence[Run], sets: Sequence[TestSet], found: Found, resamples: int) -> list[str]:
     seeds = sorted({run.seed for run in runs})
     facts = [
         f"{len(runs)} finished runs: {_many(len(setups(sets)), 'setup')} on {_many(len(sets), 'test set')}, "
@@ -158,6 +158,10 @@ def _facts(runs: Sequence[Run], sets: Sequence[TestSet], found: Found) -> list[s
         facts.append(f"{len(found.unfinished)} unfinished, left out")
     if found.damaged:
         facts.append(f"{len(found.damaged)} damaged, left out")
+    facts.append(
+        f"intervals and p-values from {resamples:,} resamples of the test images (a run's own result.json has "
+        "intervals of its own, from --eval.resamples)"
+    )
     versions = sorted(
         {str(run.result.get("versions", {}).get("dogmed", "not stated")) for run in runs}
     )

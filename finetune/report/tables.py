@@ -21,6 +21,7 @@ from dogmed.finetune.report.cells import (
 )
 from dogmed.finetune.report.grouping import Group, Setup, TestSet, setups
 from dogmed.finetune.report.verdicts import WORDS
+from dogmed.stats import Difference
 from dogmed.stats.compare import BOTH, IMAGES
 
 NAMES = {"acc": "ACC", "auc": "AUC"}
@@ -212,7 +213,7 @@ def trivial(sets: Sequence[TestSet], found: Analysis) -> Table:
             if c := known.get((one.name, setup)):
                 d = c.difference
                 tint = shade(c, 0.3)
-                cells.append(Cell(points(d.value), between(d.low, d.high), c.verdict, tint))
+                cells.append(Cell(points(d.value), _interval(d).text, c.verdict, tint))
             elif group is not None and "trivial_test_acc" in group.runs[0].result:
                 base = group.runs[0].result["trivial_test_acc"]
                 cells.append(Cell(points(found.of(one, setup)["acc"].value - base), "no interval"))
@@ -221,7 +222,7 @@ def trivial(sets: Sequence[TestSet], found: Analysis) -> Table:
         table.rows.append(Row(text(setup.name), cells))
     base = [Cell(percent(_trivial_acc(one, found, known))) for one in sets]
     table.rows.append(Row(text("the trivial answer itself, ACC %"), base, "reference"))
-    table.notes = ["▲ better than the trivial answer, ≈ noise: no better than it as far as one can tell; "
+    table.notes = ["▲ better than the trivial answer, ▼ worse, ≈ noise: no better as far as one can tell; "
                    "Holm over all cells of this table."]  # fmt: skip
     if any(c.difference.covers == IMAGES for c in known.values()):
         table.notes.append(f"Of a setup with one seed, {LUCK}.")
@@ -253,7 +254,7 @@ def comparisons(found: Analysis, question: str, metric: str) -> Table:
         cells = [
             text(WORDS[c.verdict], mark=c.verdict),
             Cell(points(d.value)),
-            Cell(between(d.low, d.high), interval=(d.value, d.low, d.high)),
+            _interval(d),
             Cell(p_value(d.p)),
             Cell("–" if c.unequal else p_value(c.adjusted)),
         ]
@@ -263,7 +264,8 @@ def comparisons(found: Analysis, question: str, metric: str) -> Table:
             c.where.name, pair.sub, f"UNEQUAL: {c.unequal}" if c.unequal else "", _luck(c)
         ) if part)  # fmt: skip
         table.rows.append(Row(text(pair.text, under), cells))
-    ends = [abs(x) for c in chosen for x in (c.difference.low, c.difference.high)]
+    known = [c.difference for c in chosen if not c.difference.degenerate]
+    ends = [abs(x) for d in known for x in (d.low, d.high)]
     table.reach = max(ends, default=0.0) or 0.01
     sizes = " and ".join(map(str, dict.fromkeys(c.family for c in chosen if c.family)))
     table.notes = [
@@ -288,6 +290,12 @@ def comparisons(found: Analysis, question: str, metric: str) -> Table:
             "seed that both have; where there are more, the range of p over them. It knows nothing of seeds."
         )
     return table
+
+
+def _interval(d: Difference) -> Cell:
+    if d.degenerate:
+        return Cell("none")
+    return Cell(between(d.low, d.high), interval=(d.value, d.low, d.high))
 
 
 def _mcnemar(c: Comparison) -> Cell:

@@ -128,7 +128,7 @@ def summarize(
 def difference_of(by_seed: np.ndarray, found: stats.Difference) -> dict[str, Any]:
     """What is said of one score; no interval where seeds say nothing of chance: one alone, or all equal."""
     over_seeds = stats.summarize(by_seed.round(12))
-    known = bool(over_seeds.sd) and found.low < found.high
+    known = bool(over_seeds.sd) and found.low < found.high and not found.degenerate
     return asdict(over_seeds) | {
         "mean": found.value,
         "interval": (found.low, found.high) if known else None,

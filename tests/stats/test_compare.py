@@ -127,6 +127,33 @@ def test_a_model_and_itself_do_not_differ(runs):
     assert all(d.value == 0 and d.low <= 0 <= d.high and d.p == 1 for d in found.values())
 
 
+@pytest.mark.parametrize("images", [1, 12])
+@pytest.mark.parametrize("runs", [1, 3])
+def test_resamples_that_all_differ_alike_decide_nothing(runs, images):
+    labels = np.zeros((images, 1), int)
+    right, wrong = np.tile([1.0, 0.0], (images, 1)), np.tile([0.3, 0.7], (images, 1))
+    mixed = [right, wrong, right][:runs] if images == 1 else [right] * runs
+    a, b = (stats.resample(BINARY, labels, many, resamples=200) for many in (mixed, [wrong] * runs))
+    for sign, found in ((1, stats.differences(a, b)), (-1, stats.differences(b, a))):
+        difference = found["acc"]
+        assert sign * difference.value > 0.5
+        assert difference.degenerate
+        assert (difference.low, difference.high, difference.p) == (-1, 1, 1)
+    assert not stats.differences(a, a)["acc"].degenerate
+
+
+def test_no_interval_is_wider_than_the_metric_allows():
+    labels = np.array([[0], [0], [1]])
+    right = np.eye(2)[labels[:, 0]]
+    seeds = [right, 1 - right, right]
+    a, b = (stats.resample(BINARY, labels, many) for many in (seeds, [1 - p for p in seeds]))
+    found = stats.differences(a, b)
+    assert (found["acc"].low, found["acc"].high) == (-1, 1)
+    assert (found["brier"].low, found["brier"].high) == (-2, 2)
+    assert stats.within_range("auc", -0.1, 1.2) == (0, 1)
+    assert stats.within_range("quadratic_kappa", -1.1, 0.5) == (-1, 0.5)
+
+
 def test_what_is_covered_is_said():
     labels, runs = example(BINARY, runs=5)
     one, two = (stats.resample(BINARY, labels, part, resamples=20) for part in (runs[:1], runs[1:]))
