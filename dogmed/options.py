@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import dataclasses
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, TypeAlias, get_args
 
 from annotated_types import Ge, Gt, Le, Lt
 
-from dogmed.config import configclass
+from dogmed.config import configclass, recipe
 
 Count = Annotated[int, Gt(0), Le(1_000_000)]
 Side = Annotated[int, Gt(0), Le(16_384)]
 Seed = Annotated[int, Ge(0), Le(2**63 - 1)]
 Rate = Annotated[float, Gt(0), Le(1e3)]
 Share = Annotated[float, Ge(0), Le(1)]
+Positive = Annotated[float, Gt(0), Le(1e3)]
+KernelSize = Annotated[int, Gt(0), Le(99)]
+Factor = Annotated[float, Gt(0), Le(1)]
+ScaleAug: TypeAlias = Literal["off", "scale", "multi-kernel", "hybrid"]
 
 
 @configclass
@@ -45,3 +51,69 @@ class CheckpointConfig:
 
     minutes: Annotated[float, Ge(0)]
     """Save within an epoch too, this often; 0 saves only between epochs."""
+
+
+@configclass
+class NetConfig:
+    """Constructor options of the network; None is its own value, or what the initial weights were trained with."""
+
+    drop_path: Annotated[float, Ge(0), Lt(1)]
+    """Largest drop-path rate, growing linearly with depth; models without drop path ignore the default."""
+    kernel_size: KernelSize | None
+    """Kernel size of every DoGConv, odd."""
+    extent: Positive | None
+    """Half-width of the region a DoGConv samples; None grows it with the kernel size (rings round 7x7)."""
+    order: Literal["base", "d1", "d2"] | None
+    """DoG functions mixed in a kernel."""
+    downsample: Literal["dog", "conv"] | None
+    """Strided DoGConvs, or ConvNeXt V2's strided convolutions."""
+    double_residual: bool | None
+    """Skip convolution and MLP separately."""
+    use_grn: bool | None
+    """ConvNeXt V2's global response normalisation."""
+    dog_init: Literal["patterns", "random"] | None
+    """Initial kernels of DoGConvs."""
+    dog_margin: Annotated[float, Ge(0), Le(1e3)] | None
+    """Initial lead of the chosen function's logit."""
+    dog_bias: Literal["output", "kernel"] | None
+    """Where a DoGConv adds its bias."""
+
+
+def net_options(net: NetConfig) -> dict[str, Any]:
+    """The constructor options that were given, besides drop path, as ``build_model`` takes them."""
+    given = {field.name: getattr(net, field.name) for field in dataclasses.fields(net)}
+    del given["drop_path"]
+    return {name: value for name, value in given.items() if value is not None}
+
+
+@configclass
+class ScaleConfig:
+    """Details of --scale-aug (thesis section 4.4); None is the word's own value, in ``configs/scale.yaml``."""
+
+    probability: Share | None
+    """Probability that a batch is downsampled; 0 never does."""
+    range: tuple[Factor, Factor] | None
+    """Smallest and largest factor s, drawn uniformly."""
+    resize_kernels: Share | None
+    """Probability that a downsampled batch meets smaller DoG kernels: 0 scale, 0.5 hybrid, 1 multi-kernel."""
+    kernel_sizes: tuple[KernelSize, KernelSize] | None
+    """Kernel size for s from the threshold on, and for s below it."""
+    threshold: Factor | None
+    """Factor s from which on the larger of the smaller kernels serves."""
+
+
+def scale_options(word: ScaleAug, details: Mapping[str, Any]) -> dict[str, Any]:
+    """What a word of ``--scale-aug`` stands for, by field of ``ScaleConfig``; details that are given win."""
+    given = {name: value for name, value in details.items() if value is not None}
+    return {**recipe("scale")[word], **given}
+
+
+def settled(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """A run's nested settings with the values that its word of ``--scale-aug`` stands for.
+
+    Runs are kept and compared with these: one day a word may stand for others.
+    """
+    word, details = settings["scale_aug"], settings["scale"]
+    if word not in get_args(ScaleAug) or not isinstance(details, Mapping):
+        return dict(settings)  # of a damaged file; it is not that of any run
+    return {**settings, "scale": scale_options(word, details)}

@@ -15,6 +15,7 @@ from filelock import FileLock, Timeout
 from dogmed import config as configuration
 from dogmed.checkpoint import atomic_path
 from dogmed.errors import ConfigError
+from dogmed.options import settled
 from dogmed.tracking import ledger
 
 WEIGHTS_SUFFIXES = (".safetensors", ".pt", ".pth", ".npz")
@@ -27,6 +28,8 @@ class RunFolder:
         root: need not exist.
     """
 
+    shipped: ClassVar[str]
+    """The recipe that has a value for every option."""
     free: ClassVar[frozenset[str]]
     """Options (dotted) that may differ when a run is continued: they do not change what it computes."""
     required: ClassVar[tuple[str, ...]]
@@ -110,13 +113,26 @@ class RunFolder:
 
     def _changed(self, settings: Mapping[str, Any]) -> list[str]:
         """The settings, those that are free aside, that are not those of ``config.yaml``."""
-        old = configuration.flatten(configuration.read_yaml(self.config))
-        new = configuration.flatten(settings)
+        old, new = self.settings(), configuration.flatten(settled(settings))
         return [
             f"--{key.replace('_', '-')} {old.get(key)} -> {new.get(key)}"
             for key in sorted(old.keys() | new.keys())
             if key not in self.free and old.get(key) != new.get(key)
         ]
+
+    def settings(self) -> dict[str, Any]:
+        """The options in ``config.yaml`` by dotted name.
+
+        An option that is younger than the run has the value it is shipped with: that is what was done
+        before there was a choice.
+
+        Raises:
+            ConfigError: the file cannot be read.
+        """
+        there = configuration.read_yaml(self.config)
+        return configuration.flatten(
+            settled(configuration.merge(configuration.recipe(self.shipped), there))
+        )
 
     def set_aside(self) -> Path | None:
         """Move an earlier run out of the way, and say where it went."""
@@ -155,7 +171,7 @@ class RunFolder:
         self.last.parent.mkdir(parents=True, exist_ok=True)
         if self.ledger.is_file() and (not self.config.is_file() or self._changed(settings)):
             ledger.Ledger.open(self.ledger).renew()  # that MLflow run was another one
-        write_atomic(self.config, yaml.safe_dump(dict(settings), sort_keys=False))
+        write_atomic(self.config, yaml.safe_dump(settled(settings), sort_keys=False))
         write_atomic(self.metrics, "")
 
     def stage_result(self, report: dict[str, Any]) -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,9 @@ from dogmed.finetune.config import FinetuneConfig, data_options
 from dogmed.models import build_model
 from dogmed.models.cost import count_macs
 from dogmed.models.loading import Loaded
+from dogmed.models.scaling import BatchScale, build_scale
 from dogmed.objective import Objective
+from dogmed.options import net_options, scale_options
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,8 @@ class Network:
     mean: tuple[float, ...]
     """Per channel, in [0, 1]: what the initial weights were trained with."""
     std: tuple[float, ...]
+    scale: BatchScale | None
+    """The scale augmentation of its training; None for whole images always."""
 
 
 SPLITS = ("train", "val", "test")
@@ -78,7 +82,8 @@ def build_network(
         classes: names of the task's classes; then only a classifier of the same ones is taken along.
 
     Raises:
-        ConfigError: unknown model, or one that cannot take images of this size.
+        ConfigError: unknown model or option, or a model that cannot take images of this size, or the
+            scale augmentation.
         WeightsError: the weights that ``init`` names are not there or do not fit.
     """
     seed_everything(config.seed)
@@ -88,6 +93,7 @@ def build_network(
         init=config.init,
         drop_path_rate=config.net.drop_path,
         weights_dir=config.weights_dir,
+        options=net_options(config.net),
         classes=classes,
     )
     try:
@@ -101,7 +107,9 @@ def build_network(
     cfg: Any = model.pretrained_cfg
     seen = loaded.data
     mean, std = (seen.mean, seen.std) if seen else (tuple(cfg["mean"]), tuple(cfg["std"]))
-    return Network(model, loaded, macs, mean, std)
+    options = scale_options(config.scale_aug, asdict(config.scale))
+    scale = build_scale(model, config.model, config.size, config.seed, options)
+    return Network(model, loaded, macs, mean, std, scale)
 
 
 def build_batches(

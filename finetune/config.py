@@ -8,7 +8,16 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge, Gt, Le, Lt, MaxLen, MinLen
 
 from dogmed.config import configclass
-from dogmed.options import CheckpointConfig, Count, OptimConfig, Share, Side
+from dogmed.options import (
+    CheckpointConfig,
+    Count,
+    NetConfig,
+    OptimConfig,
+    ScaleAug,
+    ScaleConfig,
+    Share,
+    Side,
+)
 
 
 @configclass
@@ -19,14 +28,6 @@ class LossConfig:
     """Label smoothing; for multi-label tasks y becomes y(1-s) + s/2."""
     ordinal: Literal["cross-entropy", "continuation-ratio"]
     """Loss and head of ordinal tasks; cross-entropy is MedMNIST's own choice."""
-
-
-@configclass
-class ModelConfig:
-    """Regularisation inside the network."""
-
-    drop_path: Annotated[float, Ge(0), Lt(1)]
-    """Largest drop-path rate, growing linearly with depth; models without drop path ignore the default."""
 
 
 @configclass
@@ -75,6 +76,8 @@ class FinetuneConfig:
     """Seed of initialisation, order, flips, drop path and subset."""
     train_fraction: Annotated[float, Gt(0), Le(1)]
     """Share of the training split to use, drawn by seed and stratified by class."""
+    scale_aug: ScaleAug
+    """Downsampling of whole training batches, and DoG kernels that shrink with them; --scale.* are its details."""
     device: str
     """auto, cpu, cuda or cuda:N."""
     compile: Literal["auto", "on", "off"]
@@ -103,8 +106,9 @@ class FinetuneConfig:
     """Print what would run, and touch nothing."""
     optim: OptimConfig
     loss: LossConfig
-    net: ModelConfig
+    net: NetConfig
     augment: AugmentConfig
+    scale: ScaleConfig
     eval: EvalConfig
     checkpoint: CheckpointConfig
 

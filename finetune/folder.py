@@ -12,6 +12,8 @@ from dogmed.runs import RunFolder, slug
 class FinetuneFolder(RunFolder):
     """A run under ``<out>/finetune/<task>/<model>-<init>-<size>[-<label>]/seed<k>``."""
 
+    shipped = "finetune/default"
+
     # The task is in the folder's name, and its data are compared by their hashes.
     free = frozenset(
         {

@@ -26,6 +26,7 @@ from dogmed.data.loader import Batches
 from dogmed.distributed import World
 from dogmed.errors import TrainingError
 from dogmed.loops import AGREE_STEPS, LOSS_CHECK_STEPS, stopped
+from dogmed.models.scaling import BatchScale, Draw, TwoSpeeds, downsample, resized_kernels
 from dogmed.objective import Objective
 
 
@@ -37,6 +38,8 @@ class LoopSettings:
     select: str = "auc"
     clip_grad: float | None = None
     save_minutes: float = 10.0
+    scale: BatchScale | None = None
+    """The random scale of each step of training; None for whole images always."""
 
 
 @dataclass
@@ -71,19 +74,19 @@ class Loop:
 
     Args:
         model: the bare network, on the world's device.
-        network: what the training step calls: the model, compiled or not.
+        compiled: the same network compiled, or itself.
         optimizer: over the model's parameters.
         scheduler: a timm scheduler, advanced by ``step_update`` after every step.
         objective: loss and probabilities of the task.
         batches: the loaders of ``train`` and ``val``.
         world: the processes that take part.
-        settings: epochs, selection, clipping, saving.
+        settings: epochs, selection, clipping, saving, scale.
     """
 
     def __init__(
         self,
         model: nn.Module,
-        network: nn.Module,
+        compiled: nn.Module,
         optimizer: torch.optim.Optimizer,
         scheduler: Any,
         objective: Objective,
@@ -94,10 +97,10 @@ class Loop:
         self.model, self.optimizer, self.scheduler = model, optimizer, scheduler
         self.objective, self.world, self.settings = objective, world, settings
         self.train_batches, self.val_batches = batches["train"], batches["val"]
-        self.network = network
+        self.network: nn.Module = TwoSpeeds(model, compiled)
         if world.size > 1:
             ids = [world.device.index] if world.device.type == "cuda" else None
-            self.network = DistributedDataParallel(network, device_ids=ids)
+            self.network = DistributedDataParallel(self.network, device_ids=ids)
         self.progress = Progress()
         self.extra_state: dict[str, Any] = {}  # what the caller wants saved with every checkpoint
         self.lr = float("nan")  # of the last step taken
@@ -132,12 +135,16 @@ class Loop:
         DistributedDataParallel averages gradients over processes, so each scales its sum by their
         number; a last batch that does not divide evenly is then weighted as one process would.
         """
-        step = self.progress.step
+        step, scale = self.progress.step, self.settings.scale
+        number = self.progress.epoch * len(self.train_batches) + step
+        draw = scale.draw(number) if scale else Draw()
         self.optimizer.zero_grad(set_to_none=True)
-        with self.autocast:
-            logits = self.network(batch["image"]).float()
-        total = self.objective.loss(logits, batch["label"], reduction="none").sum()
-        (total * (self.world.size / self._images_in(step))).backward()
+        with resized_kernels(self.model, draw.kernel_size):
+            images = downsample(batch["image"], draw.factor)
+            with self.autocast:
+                logits = self.network(images, draw.factor == 1).float()
+            total = self.objective.loss(logits, batch["label"], reduction="none").sum()
+            (total * (self.world.size / self._images_in(step))).backward()
         if self.settings.clip_grad is not None:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip_grad)
         self.optimizer.step()

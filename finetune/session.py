@@ -123,6 +123,7 @@ class Session:
                 select=config.eval.select,
                 clip_grad=config.optim.clip_grad,
                 save_minutes=config.checkpoint.minutes,
+                scale=self.network.scale,
             ),
         )
         self._introduce(optimizer)

@@ -6,7 +6,7 @@ import hashlib
 import os
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -18,11 +18,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from dogmed import optim
 from dogmed.distributed import World
 from dogmed.errors import ConfigError, DataError
-from dogmed.models import build_model
+from dogmed.models import build_model, scaling
 from dogmed.models.compiling import compile_or_fall_back
 from dogmed.models.cost import count_macs
-from dogmed.pretrain import scale, subset
-from dogmed.pretrain.config import PretrainConfig, net_options
+from dogmed.models.scaling import BatchScale
+from dogmed.options import net_options, scale_options
+from dogmed.pretrain import subset
+from dogmed.pretrain.config import PretrainConfig
 from dogmed.pretrain.images import ImageSet
 from dogmed.pretrain.loader import ImageBatches
 from dogmed.pretrain.loop import LoopSettings
@@ -84,7 +86,7 @@ def build_network(config: PretrainConfig, num_classes: int) -> Network:
     random.seed(config.seed)
     np.random.seed(config.seed % 2**32)
     torch.manual_seed(config.seed)
-    options, notes = net_options(config), []
+    options, notes = net_options(config.net), []
     if "kernel_size" in options and not is_model_in_modules(config.model, ["dognext"]):
         del options["kernel_size"]  # of a recipe that serves other models too
         notes.append(f"{config.model} has no DoGConv: it keeps its own kernels")
@@ -106,25 +108,10 @@ def build_network(config: PretrainConfig, num_classes: int) -> Network:
     )
 
 
-def build_scale(config: PretrainConfig, model: nn.Module) -> scale.BatchScale | None:
-    """The scale augmentation, or None where there is none.
-
-    Raises:
-        ConfigError: the model cannot take it, or an option is out of range.
-    """
-    options = config.scale
-    if options.probability == 0:
-        return None
-    chosen = scale.BatchScale(
-        config.seed,
-        options.probability,
-        options.range,
-        options.resize_kernels,
-        options.kernel_sizes,
-        options.threshold,
-    )
-    scale.refuse_unusable(model, config.model, chosen, config.size)
-    return chosen
+def build_scale(config: PretrainConfig, model: nn.Module) -> BatchScale | None:
+    """The scale augmentation, or None where there is none; raises as ``dogmed.models.scaling`` does."""
+    options = scale_options(config.scale_aug, asdict(config.scale))
+    return scaling.build_scale(model, config.model, config.size, config.seed, options)
 
 
 def build_batches(

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
 
 from dogmed.config import configclass
-from dogmed.options import CheckpointConfig, Count, OptimConfig, Seed, Share, Side
-
-Positive = Annotated[float, Gt(0), Le(1e3)]
+from dogmed.options import (
+    CheckpointConfig,
+    Count,
+    NetConfig,
+    OptimConfig,
+    Positive,
+    ScaleAug,
+    ScaleConfig,
+    Seed,
+    Share,
+    Side,
+)
 
 
 @configclass
@@ -32,32 +40,6 @@ class LossConfig:
 
     label_smoothing: Annotated[float, Ge(0), Lt(1)]
     """Share of each target that is spread over all classes."""
-
-
-@configclass
-class NetConfig:
-    """Constructor options of the network; None is the architecture's own value."""
-
-    drop_path: Annotated[float, Ge(0), Lt(1)]
-    """Largest drop-path rate, growing linearly with depth; models without drop path ignore the default."""
-    kernel_size: Annotated[int, Gt(0), Le(99)] | None
-    """Kernel size of every DoGConv, odd; models without DoGConv keep their own."""
-    extent: Positive | None
-    """Half-width of the region a DoGConv samples; None grows it with the kernel size (rings round 7x7)."""
-    order: Literal["base", "d1", "d2"] | None
-    """DoG functions mixed in a kernel."""
-    downsample: Literal["dog", "conv"] | None
-    """Strided DoGConvs, or ConvNeXt V2's strided convolutions."""
-    double_residual: bool | None
-    """Skip convolution and MLP separately."""
-    use_grn: bool | None
-    """ConvNeXt V2's global response normalisation."""
-    dog_init: Literal["patterns", "random"] | None
-    """Initial kernels of DoGConvs."""
-    dog_margin: Annotated[float, Ge(0), Le(1e3)] | None
-    """Initial lead of the chosen function's logit."""
-    dog_bias: Literal["output", "kernel"] | None
-    """Where a DoGConv adds its bias."""
 
 
 @configclass
@@ -94,22 +76,6 @@ class LoaderConfig:
     """Decode training JPEGs fully, or at a reduced size where the crop allows (faster, other pixels)."""
     max_bad: Share
     """Share of unreadable images that is skipped over; more is an error."""
-
-
-@configclass
-class ScaleConfig:
-    """Downsampling of whole batches before the forward pass (thesis section 4.4)."""
-
-    probability: Share
-    """Probability that a batch is downsampled; 0 never does."""
-    range: tuple[Annotated[float, Gt(0), Le(1)], Annotated[float, Gt(0), Le(1)]]
-    """Smallest and largest factor s, drawn uniformly."""
-    resize_kernels: Share
-    """Probability that a downsampled batch meets smaller DoG kernels: 0 scale, 0.5 hybrid, 1 multi-kernel."""
-    kernel_sizes: tuple[Annotated[int, Gt(0), Le(99)], Annotated[int, Gt(0), Le(99)]]
-    """Kernel size for s from the threshold on, and for s below it."""
-    threshold: Annotated[float, Gt(0), Le(1)]
-    """Factor s from which on the larger of the smaller kernels serves."""
 
 
 @configclass
@@ -168,6 +134,8 @@ class PretrainConfig:
     """Most images a device takes at once; the batch is accumulated from as many as it needs."""
     seed: Seed
     """Seed of initialisation, order, augmentation, drop path and scales."""
+    scale_aug: ScaleAug
+    """Downsampling of whole batches, and DoG kernels that shrink with them; --scale.* are its details."""
     device: str
     """auto, cpu, cuda or cuda:N."""
     compile: Literal["auto", "on", "off"]
@@ -197,12 +165,3 @@ class PretrainConfig:
     eval: EvalConfig
     checkpoint: CheckpointConfig
     record: RecordConfig
-
-
-def net_options(config: PretrainConfig) -> dict[str, Any]:
-    """The constructor options that were given, besides drop path."""
-    given = {
-        field.name: getattr(config.net, field.name) for field in dataclasses.fields(config.net)
-    }
-    del given["drop_path"]
-    return {name: value for name, value in given.items() if value is not None}

@@ -11,6 +11,8 @@ from dogmed.runs import RunFolder, slug
 class PretrainFolder(RunFolder):
     """A run under ``<out>/pretrain/<recipe>/<model>-<size>/seed<k>``."""
 
+    shipped = "pretrain/imagenet50ep"
+
     # The images are compared by their names; a micro-batch, like the number of devices, changes
     # rounding and what drop path draws.
     free = frozenset(

@@ -16,7 +16,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,8 @@ from dogmed.pretrain.transforms import Pixels, Transform, generators_kept, seed_
 
 _CHUNK = 32  # images a worker decodes for one answer
 _AHEAD = 4  # chunks each worker prepares in advance: 20 MB of shared memory at 224 px
+
+_STOPS = (signal.SIGINT, signal.SIGTERM)
 
 Batch = dict[str, torch.Tensor]
 Task = tuple[int, np.ndarray]  # epoch, indices into the image set
@@ -134,7 +136,8 @@ class ImageBatches:
         self._tasks[:] = [
             (self.epoch, chunk) for step in steps for micro in step for chunk in micro
         ]
-        with worker_errors():
+        workers_start = self._loader._iterator is None  # PyTorch has no public way
+        with worker_errors(), _signals_held() if workers_start else nullcontext():
             chunks = iter(self._loader)
         for step in steps:
             gathered = [[self._next(chunks) for _ in micro] for micro in step]
@@ -296,6 +299,16 @@ def worker_errors() -> Iterator[None]:
         ) from error
 
 
+@contextmanager
+def _signals_held() -> Iterator[None]:
+    """Hold back stop signals while workers start, which inherit that until they are ready for them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def ready_worker(_: int) -> None:
     """Leave stop signals to the main process, which ends its workers itself; end with it if it is killed.
 
@@ -304,6 +317,7 @@ def ready_worker(_: int) -> None:
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPS)
     warnings.filterwarnings("ignore", module="PIL")  # odd EXIF data, once per worker and file
     parent = os.getppid()  # or a fork server, which ends with the main process
     threading.Thread(target=_end_with, args=(parent,), name="dogmed-parent", daemon=True).start()

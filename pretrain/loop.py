@@ -27,8 +27,8 @@ from dogmed import checkpoint
 from dogmed.distributed import World
 from dogmed.errors import DogmedError, TrainingError
 from dogmed.loops import AGREE_STEPS, LOSS_CHECK_STEPS, stopped
+from dogmed.models.scaling import BatchScale, Draw, TwoSpeeds, downsample, resized_kernels
 from dogmed.pretrain.loader import ImageBatches
-from dogmed.pretrain.scale import BatchScale, Draw, TwoSpeeds, downsample, resized_kernels
 
 
 @dataclass(frozen=True)

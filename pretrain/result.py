@@ -15,6 +15,7 @@ from dogmed.console import Console, duration
 from dogmed.data.progress import human
 from dogmed.errors import ConfigError, WeightsError
 from dogmed.models.weights import read_weights, save_weights, verify
+from dogmed.options import settled
 from dogmed.pretrain.build import Network
 from dogmed.pretrain.config import PretrainConfig
 from dogmed.pretrain.folder import PretrainFolder
@@ -191,7 +192,7 @@ def weights_record(
         score: figures on val, as shares.
         facts: as ``dogmed.provenance.provenance`` gives them.
     """
-    training = configuration.to_dict(config)
+    training = settled(configuration.to_dict(config))
     return WeightsRecord(
         model=config.model,
         num_classes=len(train.classes),

@@ -53,13 +53,16 @@ def test_the_default_recipe_names_every_field_and_no_class_has_defaults() -> Non
 def test_every_flag_is_listed_here_so_that_a_new_one_is_a_decision() -> None:
     assert config.flags(FinetuneConfig) == [
         "--task", "--kind", "--data", "--model", "--init", "--size", "--upsample-from", "--epochs",
-        "--batch-size", "--seed", "--train-fraction", "--device", "--compile", "--cache",
+        "--batch-size", "--seed", "--train-fraction", "--scale-aug", "--device", "--compile", "--cache",
         "--data-dir", "--cache-dir", "--weights-dir", "--label", "--out", "--resume", "--tracking",
         "--experiment", "--parent-run", "--dry-run",
         "--optim.name", "--optim.lr-base", "--optim.lr", "--optim.weight-decay", "--optim.betas",
         "--optim.schedule", "--optim.warmup-epochs", "--optim.min-lr", "--optim.clip-grad",
-        "--loss.label-smoothing", "--loss.ordinal", "--net.drop-path", "--augment.hflip",
-        "--eval.select", "--eval.batch-size", "--eval.resamples", "--checkpoint.minutes",
+        "--loss.label-smoothing", "--loss.ordinal", "--net.drop-path", "--net.kernel-size",
+        "--net.extent", "--net.order", "--net.downsample", "--net.double-residual", "--net.use-grn",
+        "--net.dog-init", "--net.dog-margin", "--net.dog-bias", "--augment.hflip",
+        "--scale.probability", "--scale.range", "--scale.resize-kernels", "--scale.kernel-sizes",
+        "--scale.threshold", "--eval.select", "--eval.batch-size", "--eval.resamples", "--checkpoint.minutes",
     ]  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 import dogmed.models  # noqa: F401  (registers the DoGNeXt family in timm)
 from dogmed.config import recipes
 from dogmed.errors import ConfigError, WeightsError, nearest
+from dogmed.models.dognext import DoGNeXt
 from dogmed.models.grn import with_fast_grn
 from dogmed.models.hub import fetch
 from dogmed.models.loading import Loaded, architecture, load_into, same_classes
@@ -157,6 +159,14 @@ def _create(
     try:
         return timm.create_model(name, **arguments)
     except TypeError as error:
+        foreign = [option for option in options if f"'{option}'" in str(error)]
+        ours = [option for option in foreign if option in inspect.signature(DoGNeXt).parameters]
+        if ours:
+            flag = "--net." + ours[0].replace("_", "-")
+            raise ConfigError(
+                f"{name} has no option {ours[0]}: the dognext_* models have it; leave {flag} out, or give "
+                "--model dognext_atto"
+            ) from error
         raise ConfigError(f"{name} cannot be built with {arguments}: {error}") from error
 
 

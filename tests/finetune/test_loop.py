@@ -19,6 +19,7 @@ from dogmed.errors import Interrupted, TrainingError
 from dogmed.finetune import build
 from dogmed.finetune.config import FinetuneConfig
 from dogmed.finetune.loop import Loop, LoopSettings
+from dogmed.models import DoGConv2d
 
 WORLD = World(0, 1, torch.device("cpu"))
 MakeConfig = Callable[..., FinetuneConfig]
@@ -38,11 +39,12 @@ def assemble(config: FinetuneConfig) -> dict[str, Any]:
         "scheduler": scheduler,
         "objective": objective,
         "batches": batches,
+        "scale": network.scale,
     }
 
 
 def make_loop(parts: dict[str, Any], config: FinetuneConfig) -> Loop:
-    settings = LoopSettings(config.epochs, "auc", config.optim.clip_grad, 0)
+    settings = LoopSettings(config.epochs, "auc", config.optim.clip_grad, 0, parts["scale"])
     return Loop(
         parts["model"], parts["model"], parts["optimizer"], parts["scheduler"],
         parts["objective"], parts["batches"], WORLD, settings,
@@ -96,10 +98,14 @@ def test_monai_engine_trains_as_a_plain_loop_does(
     assert [row["train_loss"] for row in rows] == pytest.approx(losses, rel=1e-6)
 
 
+@pytest.mark.parametrize("scale_aug", ["off", "hybrid"])
 def test_a_stop_at_any_step_and_a_resume_give_the_same_weights(
-    make_config: MakeConfig, tmp_path: Path
+    make_config: MakeConfig, tmp_path: Path, scale_aug: str
 ) -> None:
-    config = make_config(epochs=3, net__drop_path=0.3)
+    config = make_config(
+        epochs=3, net__drop_path=0.3, net__kernel_size=9, scale_aug=scale_aug,
+        **({"scale__probability": 0.7} if scale_aug != "off" else {}),
+    )  # fmt: skip
     whole = assemble(config)
     run(make_loop(whole, config), tmp_path / "whole.pt")
     steps = len(whole["batches"]["train"])
@@ -134,6 +140,31 @@ def test_a_stop_at_any_step_and_a_resume_give_the_same_weights(
             for row in progress["rows"]:
                 del row["epoch_seconds"], row["images_per_second"]
         assert first["progress"] == second["progress"]
+
+
+def test_every_step_has_the_scale_and_kernels_drawn_for_it_and_evaluation_is_whole(
+    make_config: MakeConfig, tmp_path: Path
+) -> None:
+    config = make_config(
+        epochs=2, batch_size=32, net__kernel_size=9, scale_aug="hybrid", scale__probability=0.7
+    )
+    parts = assemble(config)
+    loop = make_loop(parts, config)
+    layers = [m for m in loop.model.modules() if isinstance(m, DoGConv2d)]
+    seen: dict[bool, list[tuple[int, int]]] = {True: [], False: []}
+
+    def note(model: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+        (kernel_size,) = {layer.kernel_size for layer in layers}
+        seen[model.training].append((args[0].shape[-1], kernel_size))
+
+    loop.model.register_forward_pre_hook(note)
+    run(loop, tmp_path / "last.pt")
+    draws = [parts["scale"].draw(k) for k in range(2 * len(parts["batches"]["train"]))]
+    expected = [(round(28 * draw.factor), draw.kernel_size or 9) for draw in draws]
+    assert seen[True] == expected
+    assert len({side for side, _ in expected}) > 2 and len({k for _, k in expected}) > 1
+    assert set(seen[False]) == {(28, 9)}
+    assert make_loop(assemble(make_config()), make_config()).settings.scale is None
 
 
 def test_a_loss_that_is_not_finite_stops_with_epoch_step_and_rate(

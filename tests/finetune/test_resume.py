@@ -14,9 +14,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
 from dogmed import checkpoint
+from dogmed.options import scale_options
 
 FLAGS = ("--epochs=6", "--batch-size=32", "--net.drop-path=0.2", "--checkpoint.minutes=0.00001")
 TIMES = {"epoch_seconds", "images_per_second"}
@@ -124,6 +126,26 @@ def test_a_finished_run_is_left_alone_and_other_settings_are_refused(
     assert again["epochs"] == 3
     kept = json.loads((folder.with_name("seed0.old1") / "result.json").read_text())
     assert kept == first
+
+
+def test_a_run_from_before_an_option_existed_counts_and_goes_on(
+    run_tiny: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    first = run_tiny()
+    folder = run_folder(tmp_path / "runs")
+    options = yaml.safe_load((folder / "config.yaml").read_text())
+    assert options["scale"] == {**scale_options("off", {})}  # what the word stood for
+    del options["scale_aug"], options["scale"], options["net"]["order"]
+    (folder / "config.yaml").write_text(yaml.safe_dump(options))
+    assert run_tiny() == first
+    with pytest.raises(ValueError, match=r"other settings \(--net.order None -> d1\)"):
+        run_tiny(net__order="d1")
+    with pytest.raises(ValueError, match=r"--scale.probability 0.0 -> 0.2"):
+        run_tiny(scale_aug="scale")
+    run_tiny(scale__threshold=0.6)  # the same as the word's
+    (folder / "result.json").unlink()
+    again = run_tiny()
+    assert again["test"] == first["test"] and again["best_epoch"] == first["best_epoch"]
 
 
 def test_two_processes_do_not_share_a_run(

@@ -17,7 +17,7 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_transf
 
 from dogmed.errors import ConfigError, DataError, TrainingError
 from dogmed.pretrain.images import ImageSet, open_image, open_images
-from dogmed.pretrain.loader import Batch, ImageBatches
+from dogmed.pretrain.loader import Batch, ImageBatches, ready_worker
 from dogmed.pretrain.subset import draw
 from dogmed.pretrain.transforms import (
     EvalTransform,
@@ -305,6 +305,22 @@ def test_ctrl_c_does_not_reach_the_workers_and_a_dead_one_is_told(
         for number in range(100):
             epoch(loader, number)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_in_the_first_moments_of_the_workers_ends_none(
+    batches: Callable[..., ImageBatches], number: int
+) -> None:
+    loader = batches(workers=2)
+
+    def signalled_before_it_is_ready(worker: int) -> None:
+        os.kill(os.getpid(), number)
+        ready_worker(worker)
+
+    loader._loader.worker_init_fn = signalled_before_it_is_ready
+    assert len(list(loader)) == len(loader)
+    assert not {signal.SIGINT, signal.SIGTERM} & signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    loader.close()
 
 
 def test_reduced_decoding_takes_the_same_crop_of_fewer_pixels(tmp_path: Path) -> None:

@@ -14,15 +14,15 @@ from dogmed import cli, config
 from dogmed.errors import ConfigError
 from dogmed.pretrain.config import PretrainConfig
 
-SCALE = {"net.kernel_size": 9, "scale.probability": 0.2}
+SCALE = {"net.kernel_size": 9, "scale_aug": "scale"}
 CHANGED: dict[str, dict[str, Any]] = {
     "imagenet50ep": {},
     "imagenet600ep": {"epochs": 600},
     "imagenet200perclass": {"epochs": 200, "subset.per_class": 200},
     "imagenet50classes": {"epochs": 600, "subset.classes": 50},
     "imagenet50ep-scale": SCALE,
-    "imagenet50ep-multikernel": {**SCALE, "scale.resize_kernels": 1.0},
-    "imagenet50ep-hybrid": {**SCALE, "scale.resize_kernels": 0.5},
+    "imagenet50ep-multikernel": {**SCALE, "scale_aug": "multi-kernel"},
+    "imagenet50ep-hybrid": {**SCALE, "scale_aug": "hybrid"},
 }
 
 
@@ -45,8 +45,7 @@ def test_the_first_recipe_is_table_41_and_names_every_field() -> None:
         "optim.betas": [0.9, 0.999], "batch_size": 1024, "optim.schedule": "cosine",
         "optim.warmup_epochs": 0, "epochs": 50, "loss.label_smoothing": 0.2, "net.drop_path": 0.1,
         "augment.crop_scale": [0.08, 1.0], "augment.auto_augment": "rand-m9-mstd0.5-inc1",
-        "augment.erase": 0.25, "augment.hflip": 0.5, "size": 224, "scale.range": [0.35, 0.9],
-        "scale.kernel_sizes": [7, 5], "scale.threshold": 0.6, "scale.probability": 0.0,
+        "augment.erase": 0.25, "augment.hflip": 0.5, "size": 224, "scale_aug": "off",
     }  # fmt: skip
     assert {name: values[name] for name in table} == table
     assert values["augment.crop_ratio"] == pytest.approx([3 / 4, 4 / 3])
@@ -72,7 +71,7 @@ def test_a_recipe_opens_with_its_command_cost_and_expectation(name: str) -> None
 def test_every_flag_is_listed_here_so_that_a_new_one_is_a_decision() -> None:
     assert config.flags(PretrainConfig) == [
         "--recipe", "--data", "--model", "--num-classes", "--size", "--epochs", "--batch-size",
-        "--micro-batch", "--seed", "--device", "--compile", "--cache-dir", "--weights-dir",
+        "--micro-batch", "--seed", "--scale-aug", "--device", "--compile", "--cache-dir", "--weights-dir",
         "--overwrite-weights", "--out", "--resume", "--tracking", "--dry-run", "--subset.per-class",
         "--subset.classes", "--subset.seed", "--optim.name", "--optim.lr-base", "--optim.lr",
         "--optim.weight-decay", "--optim.betas", "--optim.schedule", "--optim.warmup-epochs",
@@ -118,7 +117,7 @@ def test_the_flag_chooses_the_recipe_and_a_file_merges_on_top(
     file.write_text("recipe: imagenet50ep-hybrid\nscale.probability: 0.3\n")
     both = parsed("--config", str(file), "--seed", "4")
     assert (both.recipe, both.net.kernel_size, both.seed) == ("imagenet50ep-hybrid", 9, 4)
-    assert (both.scale.probability, both.scale.resize_kernels) == (0.3, 0.5)
+    assert (both.scale_aug, both.scale.probability) == ("hybrid", 0.3)
     over = parsed("--config", str(file), "--recipe", "imagenet200perclass")
     assert (over.recipe, over.subset.per_class, over.net.kernel_size) == (
         "imagenet200perclass", 200, None,

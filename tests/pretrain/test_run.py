@@ -204,7 +204,7 @@ def test_a_dry_run_tries_steps_and_writes_nothing(
             "no DoGConv",
         ),
         ({"net__kernel_size": 8}, "kernel_size must be odd"),
-        ({"net__order": "d1", "model": "resnet18"}, "resnet18 cannot be built with"),
+        ({"net__order": "d1", "model": "resnet18"}, "resnet18 has no option order"),
     ],
 )
 def test_wrong_requests_are_one_line_and_leave_no_weights(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+from typing import Any, get_args
+
 import numpy as np
 import pytest
 import timm
@@ -9,22 +12,32 @@ import torch
 import torch.nn.functional as F
 
 import dogmed.models  # noqa: F401  (registers the DoGNeXt family)
+from dogmed import config
 from dogmed.errors import ConfigError
 from dogmed.models import DoGConv2d
-from dogmed.pretrain.scale import (
+from dogmed.models.scaling import (
     BatchScale,
     Draw,
     TwoSpeeds,
+    build_scale,
     downsample,
     refuse_unusable,
     resized_kernels,
 )
+from dogmed.options import ScaleAug, ScaleConfig, scale_options
 
 STEPS = 20_000
 
 
+def make(seed: int = 0, **changed: Any) -> BatchScale:
+    """The thesis's, with some values changed."""
+    values = {**scale_options("scale", {}), **changed}
+    factors = values.pop("range")
+    return BatchScale(seed, factors=factors, **values)
+
+
 def draws(resize_kernels: float, seed: int = 3) -> list[Draw]:
-    scale = BatchScale(seed, 0.2, (0.35, 0.9), resize_kernels)
+    scale = make(seed, resize_kernels=resize_kernels)
     return [scale.draw(step) for step in range(STEPS)]
 
 
@@ -53,7 +66,7 @@ def test_draws_depend_on_seed_and_step_alone_and_modes_share_their_factors() -> 
     assert draws(0.5) != draws(0.5, seed=4)
     torch.manual_seed(1)
     before = torch.get_rng_state()
-    BatchScale(0, 0.2, (0.35, 0.9)).draw(7)
+    make().draw(7)
     assert torch.equal(before, torch.get_rng_state())
 
 
@@ -111,13 +124,35 @@ def test_two_speeds_share_parameters_and_names() -> None:
 )
 def test_what_a_model_cannot_do_is_refused(name: str, options: dict, size: int, said: str) -> None:
     model = timm.create_model(name)
-    scale = BatchScale(0, 0.2, (0.35, 0.9), **options)
+    scale = make(**options)
     with pytest.raises(ConfigError, match=said):
         refuse_unusable(model, name, scale, size)
     assert model.training
-    refuse_unusable(model, name, BatchScale(0, 0.2, (0.5, 0.9)), 128)
+    refuse_unusable(model, name, make(range=(0.5, 0.9)), 128)
 
 
 def test_factors_in_the_wrong_order_are_refused() -> None:
     with pytest.raises(ConfigError, match="smallest <= largest"):
-        BatchScale(0, 0.2, (0.9, 0.35))
+        make(range=(0.9, 0.35))
+
+
+def test_the_words_are_the_thesis_and_details_win() -> None:
+    words = {word: scale_options(word, {}) for word in get_args(ScaleAug)}
+    assert {word: v["resize_kernels"] for word, v in words.items()} == {
+        "off": 0, "scale": 0, "multi-kernel": 1, "hybrid": 0.5,
+    }  # fmt: skip
+    assert {word: v["probability"] for word, v in words.items() if v["probability"] != 0.2} == {
+        "off": 0
+    }
+    assert all(v["range"] == [0.35, 0.9] and v["kernel_sizes"] == [7, 5] for v in words.values())
+    assert {field.name for field in dataclasses.fields(ScaleConfig)} == words["scale"].keys()
+    assert set(config.recipe("scale")) == set(words)
+    more = scale_options("hybrid", {"probability": 0.5, "threshold": None})
+    assert more == {**words["hybrid"], "probability": 0.5}
+
+
+def test_off_is_no_scale_and_a_probability_alone_is_one() -> None:
+    model = timm.create_model("dognext_test")
+    assert build_scale(model, "dognext_test", 64, 3, scale_options("off", {})) is None
+    found = build_scale(model, "dognext_test", 64, 3, scale_options("off", {"probability": 1.0}))
+    assert found == make(3, probability=1.0, range=(0.35, 0.9), kernel_sizes=(7, 5))

@@ -10,8 +10,9 @@ plain bilinear at s = 0.35 would read four of each eight pixels and show aliases
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,7 +39,7 @@ class Draw:
 class BatchScale:
     """The random scale of each step of a run.
 
-    Scale augmentation has ``resize_kernels`` 0, multi-kernel 1, hybrid 0.5. Draws depend on seed and
+    ``configs/scale.yaml`` has the thesis's values. Draws depend on seed and
     step alone: all processes and micro-batches of a step have the same, and a continued run goes on
     with what would have come.
 
@@ -57,9 +58,9 @@ class BatchScale:
     seed: int
     probability: float
     factors: tuple[float, float]
-    resize_kernels: float = 0.0
-    kernel_sizes: tuple[int, int] = (7, 5)
-    threshold: float = 0.6
+    resize_kernels: float
+    kernel_sizes: tuple[int, int]
+    threshold: float
 
     def __post_init__(self) -> None:
         low, high = self.factors
@@ -91,12 +92,14 @@ def downsample(images: Tensor, factor: float) -> Tensor:
 @contextlib.contextmanager
 def resized_kernels(model: nn.Module, kernel_size: int | None) -> Iterator[None]:
     """Let every DoGConv of ``model`` sample ``kernel_size`` cells inside the context; None changes none."""
+    if kernel_size is None:
+        yield
+        return
     layers = [module for module in model.modules() if isinstance(module, DoGConv2d)]
     before = [layer.kernel_size for layer in layers]
     try:
-        if kernel_size is not None:
-            for layer in layers:
-                layer.kernel_size = kernel_size
+        for layer in layers:
+            layer.kernel_size = kernel_size
         yield
     finally:
         for layer, size in zip(layers, before, strict=True):
@@ -124,6 +127,35 @@ class TwoSpeeds(nn.Module):
         return self._compiled[0](images) if whole else self.model(images)
 
 
+def build_scale(
+    model: nn.Module, name: str, size: int, seed: int, options: Mapping[str, Any]
+) -> BatchScale | None:
+    """The random scale of a run's steps, or None where no batch is ever downsampled.
+
+    Args:
+        model: that is to be trained, on any device.
+        name: of the model, for messages.
+        size: side of the whole images, pixels.
+        seed: of the run.
+        options: as ``dogmed.options.scale_options`` gives them.
+
+    Raises:
+        ConfigError: an option is out of range, or the model cannot take it.
+    """
+    if options["probability"] == 0:
+        return None
+    scale = BatchScale(
+        seed,
+        options["probability"],
+        tuple(options["range"]),
+        options["resize_kernels"],
+        tuple(options["kernel_sizes"]),
+        options["threshold"],
+    )
+    refuse_unusable(model, name, scale, size)
+    return scale
+
+
 def refuse_unusable(model: nn.Module, name: str, scale: BatchScale, size: int) -> None:
     """Make sure that the model can take the smallest batch, and has kernels to resize if that is asked.
 
@@ -134,8 +166,8 @@ def refuse_unusable(model: nn.Module, name: str, scale: BatchScale, size: int) -
         layers = [module for module in model.modules() if isinstance(module, DoGConv2d)]
         if not layers:
             raise ConfigError(
-                f"{name} has no DoGConv, and only their kernels can be resized: give "
-                "--scale.resize-kernels 0 (plain scale augmentation), or a dognext_* model"
+                f"{name} has no DoGConv, and only their kernels can be resized: give --scale-aug scale "
+                "(images alone), or a dognext_* model"
             )
         largest, (large, small) = layers[0].kernel_size, scale.kernel_sizes
         if not small <= large <= largest or any(k % 2 == 0 for k in scale.kernel_sizes):
