@@ -72,6 +72,12 @@ COMMANDS = {
         "dogmed.analysis.scale:command",
         words="models",
     ),
+    "analyze kernels": Command(
+        "draw and count the kernels of trained models, and fit DoG kernels to others",
+        "dogmed.analysis.kernels:KernelsConfig",
+        "dogmed.analysis.kernels:command",
+        words="models",
+    ),
     "ui": Command(
         "open the MLflow UI on this project's runs",
         "dogmed.ui:UiConfig",
