@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
 import sys
 import time
@@ -12,6 +14,9 @@ from typing import Any
 from tqdm import tqdm
 
 from dogmed.errors import Interrupted
+
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+STDOUT, STDERR = 1, 2  # whatever sys.stdout and sys.stderr are
 
 
 class Console:
@@ -78,11 +83,14 @@ class Console:
 
 
 class Stopper:
-    """Catch SIGINT and SIGTERM: while ``deferring``, note them for the loop; otherwise stop at once.
+    """Catch the signals of ``STOPS``: while ``deferring``, note them for the loop; otherwise stop at once.
 
     A second signal stops at once too; what was saved last then stands. What a handler raises is lost
     where Python can pass nothing on, in a finalizer say; so every signal is noted, and whoever begins
     to defer after such a loss is stopped there.
+
+    SIGHUP is left alone where it is ignored, as under nohup; else the terminal has gone, and what is
+    still to be said is thrown away, for a write to it would fail.
     """
 
     def __init__(self, console: Console):
@@ -90,6 +98,7 @@ class Stopper:
         self.requested: int | None = None
         self._deferring = False
         self._previous: dict[int, Any] = {}
+        self._terminals: list[int] = []
 
     @property
     def deferring(self) -> bool:
@@ -107,7 +116,10 @@ class Stopper:
         self._deferring = value
 
     def __enter__(self) -> Stopper:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        self._terminals = [number for number in (STDOUT, STDERR) if os.isatty(number)]
+        for number in STOPS:
+            if number == signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN:
+                continue
             try:
                 self._previous[number] = signal.signal(number, self._handle)
             except ValueError:  # not the main thread: the program around us handles signals
@@ -120,9 +132,14 @@ class Stopper:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         first, self.requested = self.requested is None, number
+        if number == signal.SIGHUP:
+            for terminal in self._terminals:
+                os.dup2(os.open(os.devnull, os.O_WRONLY), terminal)
         if not (self.deferring and first):
             raise _interrupted(number)
-        self.console.line("stopping after this step (once more to stop at once)")
+        if self.console.enabled:  # print may be at work already, and cannot be entered twice
+            with contextlib.suppress(OSError):
+                os.write(STDERR, b"\nstopping after this step (once more to stop at once)\n")
 
 
 def _interrupted(number: int) -> Interrupted:

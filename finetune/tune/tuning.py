@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 from dataclasses import replace
 
@@ -10,7 +9,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from dogmed import tracking
 from dogmed.config import to_yaml
-from dogmed.console import Console
+from dogmed.console import STOPS, Console
 from dogmed.errors import ConfigError, DogmedError, Interrupted, TrainingError
 from dogmed.finetune import build
 from dogmed.finetune.benchmark.cells import find_cells, plan_of
@@ -34,7 +33,7 @@ from dogmed.finetune.tune.worker import Work, open_work
 from dogmed.runs import RunFolder, write_atomic
 
 DEATHS = 5  # of workers, one after another and no trial finished, that end a study
-STOPPED = (0, 128 + signal.SIGINT, 128 + signal.SIGTERM)  # codes of workers that left in good order
+STOPPED = (0, *(128 + number for number in STOPS))  # codes of workers that left in good order
 IDLE = 50  # of these, one after another and no epoch done, that end a study
 MOST_WORKERS = 8  # where the cluster sets no limit: workers that start together learn nothing
 
