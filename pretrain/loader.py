@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from dogmed.console import STOPS
 from dogmed.errors import ConfigError, DataError, TrainingError
 from dogmed.pretrain.images import ImageError, ImageSet, open_image
 from dogmed.pretrain.names import shuffled
@@ -31,7 +32,6 @@ from dogmed.pretrain.transforms import Pixels, Transform, generators_kept, seed_
 _CHUNK = 32  # images a worker decodes for one answer
 _AHEAD = 4  # chunks each worker prepares in advance: 20 MB of shared memory at 224 px
 
-_STOPS = (signal.SIGINT, signal.SIGTERM)
 
 Batch = dict[str, torch.Tensor]
 Task = tuple[int, np.ndarray]  # epoch, indices into the image set
@@ -302,7 +302,7 @@ def worker_errors() -> Iterator[None]:
 @contextmanager
 def _signals_held() -> Iterator[None]:
     """Hold back stop signals while workers start, which inherit that until they are ready for them."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
     try:
         yield
     finally:
@@ -312,12 +312,13 @@ def _signals_held() -> Iterator[None]:
 def ready_worker(_: int) -> None:
     """Leave stop signals to the main process, which ends its workers itself; end with it if it is killed.
 
-    Ctrl-C and Slurm signal every process of a job. A second SIGTERM ends the worker: that is how
-    the main process ends one that does not answer.
+    Ctrl-C, a terminal that closes and Slurm signal every process of a job. A second SIGTERM ends the
+    worker: that is how the main process ends one that does not answer.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPS)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
     warnings.filterwarnings("ignore", module="PIL")  # odd EXIF data, once per worker and file
     parent = os.getppid()  # or a fork server, which ends with the main process
     threading.Thread(target=_end_with, args=(parent,), name="dogmed-parent", daemon=True).start()

@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_transform
 
+from dogmed.console import STOPS
 from dogmed.errors import ConfigError, DataError, TrainingError
 from dogmed.pretrain.images import ImageSet, open_image, open_images
 from dogmed.pretrain.loader import Batch, ImageBatches, ready_worker
@@ -307,7 +308,7 @@ def test_ctrl_c_does_not_reach_the_workers_and_a_dead_one_is_told(
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", STOPS)
 def test_a_stop_in_the_first_moments_of_the_workers_ends_none(
     batches: Callable[..., ImageBatches], number: int
 ) -> None:
@@ -319,7 +320,7 @@ def test_a_stop_in_the_first_moments_of_the_workers_ends_none(
 
     loader._loader.worker_init_fn = signalled_before_it_is_ready
     assert len(list(loader)) == len(loader)
-    assert not {signal.SIGINT, signal.SIGTERM} & signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    assert not set(STOPS) & signal.pthread_sigmask(signal.SIG_BLOCK, ())
     loader.close()
 
 
