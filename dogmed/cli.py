@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import math
 import os
 import sys
+import typing
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -17,7 +19,7 @@ class Command(NamedTuple):
     """Where a command's configuration class and function live, and the recipe its defaults come from.
 
     With ``choice``, ``--recipe NAME`` takes another recipe of the same folder, and the configuration
-    has a field ``recipe`` for the name. Words before the first flag are the value of the field
+    has a field ``recipe`` for the name. Words that belong to no flag are the value of the field
     ``words``, where there is one. The function is called with the configuration's fields as
     keyword arguments; it returns an exit code, or None for 0.
     """
@@ -88,6 +90,12 @@ COMMANDS = {
         "dogmed.sync:SyncConfig",
         "dogmed.sync:sync",
         words="folders",
+    ),
+    "analyze flops": Command(
+        "trade a trained model's accuracy for FLOPs: stride, kernel, resolution",
+        "dogmed.analysis.flops:FlopsConfig",
+        "dogmed.analysis.flops:command",
+        words="models",
     ),
     "data list": Command(
         "list the tasks, their licences and what is on this machine",
@@ -181,8 +189,8 @@ def _dispatch(words: list[str]) -> int:
         return 0
     name, rest = _match(words)
     command = COMMANDS[name]
-    if command.words and rest and not rest[0].startswith("-"):
-        rest = [f"--{command.words}", *rest]
+    if command.words:
+        rest = _name_words(command, rest)
     from dogmed import config
 
     parsed: Any = config.parse(
@@ -194,6 +202,32 @@ def _dispatch(words: list[str]) -> int:
     )
     fields = {field.name: getattr(parsed, field.name) for field in dataclasses.fields(parsed)}
     return _resolve(command.function)(**fields) or 0
+
+
+def _name_words(command: Command, argv: Sequence[str]) -> list[str]:
+    """Give the words that belong to no flag, before or behind them, to the field ``words``."""
+    hints = typing.get_type_hints(_resolve(command.config))
+    bare, rest = list[str](), list[str]()
+    room = 0.0  # words that the flag before may still take
+    for word in argv:
+        if word.startswith("-"):
+            flag, equals, _ = word.removeprefix("--").partition("=")
+            hint = hints.get(flag.replace("-", "_"))
+            several = typing.get_origin(hint) is tuple
+            room = (
+                0
+                if equals or hint is bool or flag.startswith("no-")
+                else math.inf
+                if several
+                else 1
+            )
+        elif room:
+            room -= 1
+        else:
+            bare.append(word)
+            continue
+        rest.append(word)
+    return [f"--{command.words}", *bare, *rest] if bare else rest
 
 
 def _defaults(command: Command, words: list[str]) -> dict[str, Any] | None:

@@ -56,6 +56,8 @@ def sync(folders: Sequence[Path], out: Path) -> int:
         DataError: there are no runs, or the store cannot be used.
     """
     out = out.expanduser()
+    if not out.is_dir():
+        raise DataError(f"--out {out} is not a folder")
     uri = default_uri(out)
     ledgers = sorted({path for folder in folders or (out,) for path in _find(folder.expanduser())})
     if not ledgers:

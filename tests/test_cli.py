@@ -71,6 +71,29 @@ def test_what_is_missing_or_misspelt_is_named(
     assert said in line and line.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("argv", "given"),
+    [
+        (["a", "b"], ["--name", "a", "b"]),
+        (["a", "--weights-dir", "d"], ["--name", "a", "--weights-dir", "d"]),
+        (["--weights-dir", "d", "a"], ["--name", "a", "--weights-dir", "d"]),
+        (["--weights-dir=d", "a"], ["--name", "a", "--weights-dir=d"]),
+        (["--json", "a"], ["--name", "a", "--json"]),
+        (["--no-json", "a"], ["--name", "a", "--no-json"]),
+        (["--config", "f.yaml", "a"], ["--name", "a", "--config", "f.yaml"]),
+        (["--name", "a"], ["--name", "a"]),
+        (["--help"], ["--help"]),
+    ],
+)
+def test_words_stand_before_or_behind_the_flags(argv: list[str], given: list[str]) -> None:
+    assert cli._name_words(cli.COMMANDS["weights show"], argv) == given
+
+
+def test_a_flag_of_many_takes_all_words_behind_it() -> None:
+    argv = ["--folders", "a", "b"]
+    assert cli._name_words(cli.COMMANDS["sync"], argv) == argv
+
+
 def test_version() -> None:
     assert run("--version").stdout.strip() == f"dogmed {__version__}"
 

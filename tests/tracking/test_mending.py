@@ -230,10 +230,12 @@ def test_the_dead_are_closed_and_the_living_are_not(out):
 
 def test_the_command_takes_folders_as_words(out):
     make_run(out, "run")
-    command = [sys.executable, "-c", CODE, "sync", str(out / "finetune" / "run"), "--out", str(out)]
+    command = [sys.executable, "-c", CODE, "sync", "--out", str(out), str(out / "finetune" / "run")]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "finetune/run: in order" in done.stdout
+    with pytest.raises(DataError, match=r"^--out .*missing is not a folder"):
+        sync([], out / "missing")
 
 
 @pytest.mark.parametrize(
