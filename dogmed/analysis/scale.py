@@ -1,0 +1,206 @@
+"""``dogmed analyze scale``: trained models at many resolutions and kernel sizes (thesis, section 4.4).
+
+Two protocols. With ``--resolutions`` the experiment of Tables 4.6 to 4.10: accuracy at nine resolutions,
+for DoGNeXt with kernels of several sizes, sampled from the same functions over the same extent. With
+``--rescale`` that of the literature on scale generalisation (Jansson and Lindeberg, "Scale-invariant
+scale-channel networks", 2022): trained at one scale, tested on copies of the test set at each of many.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from dogmed.analysis.subject import SubjectConfig, open_images, open_models
+from dogmed.config import configclass, to_dict
+from dogmed.errors import ConfigError
+from dogmed.options import KernelSize, Side
+
+if TYPE_CHECKING:  # PyTorch: not for --help
+    from dogmed.analysis.evaluation import Points
+    from dogmed.analysis.images import Fit
+    from dogmed.analysis.scale_points import Subject
+    from dogmed.console import Console
+
+THESIS = (64, 96, 128, 156, 192, 224, 312, 384, 448)
+THESIS_SIZE = 224  # pixels that its networks were trained at
+STEP = 2 ** (
+    1 / 4
+)  # between the factors of a range, as in the rescaled data sets of the literature
+WIDEST = 16.0  # factor
+
+
+@configclass
+class ScaleConfig(SubjectConfig):
+    """Score trained models at many resolutions and kernel sizes."""
+
+    resolutions: tuple[Side, ...] = ()
+    """Sides in pixels; none: 64 to 448 as in the thesis, in proportion to the size of the model's training."""
+    kernel_sizes: tuple[KernelSize, ...] = ()
+    """Odd sizes of the DoG kernels, besides the model's own; none: the next two smaller ones, or with
+    --rescale those nearest to own times factor."""
+    fit: Literal["resize", "pad", "both"] | None = None
+    """resize: the network sees the resized image; pad: it sees the size of its training, with black around
+    or the middle cut out; None is both, with --rescale pad."""
+    rescale: str | None = None
+    """Rescale the images by factors in place of --resolutions: 0.5..2 (in steps of 2^(1/4)), or 0.5,0.71,1,2."""
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What is varied, as asked for."""
+
+    name: Literal["scale", "rescale"]
+    fits: tuple[Fit, ...]
+    factors: tuple[float, ...]
+    """Of the side; empty for ``resolutions``."""
+    resolutions: tuple[int, ...]
+    """In pixels; empty for the thesis's."""
+    kernel_sizes: tuple[int, ...]
+    """Besides each model's own; empty for the usual ones."""
+
+
+def command(**options: Any) -> None:
+    """Score the models, write tables and pictures, and print what they say."""
+    from dogmed.analysis import scale_report
+    from dogmed.analysis.evaluation import Points, stoppable
+    from dogmed.analysis.scale_points import measure, splits_of
+    from dogmed.console import Console
+
+    config = ScaleConfig(**options)
+    protocol = read_protocol(config)
+    console = Console(enabled=True)
+    points = Points()
+    subjects = _subjects(config, protocol, console, points)
+    plan = [(subject, point) for subject in subjects for point in subject.plan(splits_of(subject))]
+    points.total = len(plan)
+    points.cost = sum(subject.cost(point) for subject, point in plan)
+    kernels = sorted({point.kernel or 0 for _, point in plan} - {0})
+    console.line(
+        f"{len(plan)} points: {len(subjects)} model{'s' * (len(subjects) != 1)}"
+        f"{', kernel sizes ' + ' '.join(map(str, kernels)) if kernels else ''}, on "
+        f"{subjects[0].images.name}; what is done is kept below {config.out}"
+    )
+    with stoppable(console, points):
+        measured = [measure(subject, point) for subject, point in plan]
+        scale_report.write(config, protocol, subjects, measured, console)
+
+
+def read_protocol(config: ScaleConfig) -> Protocol:
+    """Make sure that the options go together.
+
+    Raises:
+        ConfigError: they do not, a kernel size is even, or the factors cannot be read.
+    """
+    kernels = tuple(sorted(set(config.kernel_sizes), reverse=True))
+    if even := [size for size in kernels if size % 2 == 0]:
+        raise ConfigError(
+            f"--kernel-sizes {' '.join(map(str, even))}: expected odd sizes, whose middle is a pixel"
+        )
+    if config.rescale is None:
+        fits: tuple[Fit, ...] = (
+            (config.fit,) if config.fit in ("resize", "pad") else ("resize", "pad")
+        )
+        return Protocol("scale", fits, (), tuple(sorted(set(config.resolutions))), kernels)
+    if config.resolutions:
+        raise ConfigError("--resolutions and --rescale: give one; factors times the training size")
+    if config.fit == "both":
+        raise ConfigError("--fit both with --rescale: give pad (the usual protocol) or resize")
+    factors = read_factors(config.rescale)
+    return Protocol("rescale", (config.fit or "pad",), factors, (), kernels)
+
+
+def read_factors(text: str) -> tuple[float, ...]:
+    """Read ``LOW..HIGH``, the powers of 2^(1/4) in that range, or factors apart by commas; 1 is one of them.
+
+    Raises:
+        ConfigError: it is neither, or not from 1/16 to 16.
+    """
+    wrong = ConfigError(
+        f"--rescale {text}: expected LOW..HIGH (0.5..2) or factors apart by commas (0.5,0.71,1,2), "
+        f"from {1 / WIDEST:g} to {WIDEST:g}"
+    )
+    whole = re.fullmatch(r"\s*([\d.]+?)\s*\.\.\s*([\d.]+)\s*", text)
+    try:
+        given = [float(part) for part in (whole.groups() if whole else text.split(","))]
+    except ValueError:
+        raise wrong from None
+    if not all(1 / WIDEST <= factor <= WIDEST for factor in given):
+        raise wrong
+    if whole:
+        low, high = given
+        if not low <= 1 <= high or low == high:
+            raise ConfigError(
+                f"--rescale {text}: expected a range around 1, the scale of the training"
+            )
+        steps = range(-100, 101)
+        slack = 1 + 1e-9
+        given = [STEP**k for k in steps if low / slack <= STEP**k <= high * slack]
+    return tuple(sorted({*given, 1.0}))
+
+
+def _subjects(
+    config: ScaleConfig, protocol: Protocol, console: Console, points: Points
+) -> list[Subject]:
+    """Open the models with their images, and settle at what sides and kernel sizes each is tried."""
+    from dogmed.analysis.evaluation import Evaluation
+    from dogmed.analysis.output import folder_of
+    from dogmed.analysis.scale_points import Subject
+    from dogmed.data.progress import Console as Progress
+    from dogmed.distributed import find_device
+    from dogmed.models.trained import dog_layers
+
+    device = find_device(config.device)
+    models = open_models(config.models, config.weights_dir)
+    if protocol.kernel_sizes and not any(dog_layers(trained.model) for trained in models):
+        raise ConfigError(
+            f"--kernel-sizes: {models[0].title} has no DoGConv, and only their kernels can be resized; "
+            "leave it out, or give a dognext_* model"
+        )
+    titles = [trained.title for trained in models]
+    subjects: list[Subject] = []
+    for trained in models:
+        images = open_images(config, trained, Progress())
+        mark = trained.record.sha256[:8]
+        title = trained.title if titles.count(trained.title) == 1 else f"{trained.title} {mark}"
+        evaluation = Evaluation(
+            trained,
+            images,
+            folder_of(config.out, "scale", f"{trained.title} {mark}", images.name),
+            console,
+            device=device,
+            batch_size=config.batch_size,
+            resamples=config.resamples,
+            points=points,
+        )
+        subject = Subject.settle(title, evaluation, protocol)
+        if subjects and not subject.same_images(subjects[0]):
+            raise ConfigError(
+                f"{subjects[0].title} is tried on {subjects[0].images.name}, {title} on {images.name}: "
+                "give models of one task, or --task"
+            )
+        for note in subject.notes:
+            console.line(f"note: {note}")
+        subjects.append(subject)
+    return subjects
+
+
+def folder_of_all(config: ScaleConfig, subjects: list[Subject]) -> Path:
+    """Where tables and pictures go: a model's own folder, or one of these models together."""
+    import hashlib
+
+    from dogmed.analysis.output import folder_of
+
+    if len(subjects) == 1:
+        return subjects[0].evaluation.folder
+    hashes = sorted(subject.evaluation.trained.record.sha256 for subject in subjects)
+    mark = hashlib.sha256("".join(hashes).encode()).hexdigest()[:8]
+    return folder_of(config.out, "scale", f"{len(subjects)} models {mark}", subjects[0].images.name)
+
+
+def params_of(config: ScaleConfig) -> dict[str, Any]:
+    """The options that decide the result."""
+    left_out = ("out", "tracking", "device", "workers", "batch_size", "cache_dir", "weights_dir")
+    return {name: value for name, value in to_dict(config).items() if name not in left_out}

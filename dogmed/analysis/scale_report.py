@@ -1,0 +1,285 @@
+"""What ``dogmed analyze scale`` writes: every number as JSON and CSV, tables as Markdown, pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dogmed import console
+from dogmed.analysis import scale_pictures
+from dogmed.analysis.images import Fit
+from dogmed.analysis.output import track, write_json
+from dogmed.analysis.scale import Protocol, ScaleConfig, folder_of_all, params_of
+from dogmed.analysis.scale_curves import Curve, curves
+from dogmed.analysis.scale_points import (
+    ALPHA,
+    Change,
+    Choice,
+    Measured,
+    Subject,
+    changes,
+    choices,
+    metrics_of,
+)
+from dogmed.analysis.scale_tables import (
+    CSV_COLUMNS,
+    FITS,
+    Table,
+    changes_table,
+    choices_table,
+    csv_rows,
+    markdown,
+    metric_name,
+    scores_table,
+    summary_table,
+    thesis_places,
+    thesis_rows,
+)
+from dogmed.csvfile import csv_text
+from dogmed.provenance import provenance
+from dogmed.runs import write_atomic
+
+LIBRARIES = ("torch", "timm", "numpy", "scipy", "scikit-learn")
+DEFINITIONS = {
+    "factor": "side of the resized image over the side that the model was trained at",
+    "resize": "the network sees the resized image",
+    "pad": "the network sees an image of the size of its training: the resized one in the middle of black, "
+    "or, where it is larger, its middle",
+    "kernel": "cells along each axis of every DoGConv; the functions are sampled over the extent of the "
+    "training, so that the pattern is resized with the kernel; null: no DoGConv",
+    "acc": "share of right answers (multi-label: mean over labels), of many classes accuracy@1",
+    "acc5": "share of images whose class is among the five likeliest",
+    "auc": "mean over classes of the area under the ROC curve, as medmnist.evaluator",
+    "low, high": "95% interval over the images: percentile bootstrap, of many classes Wilson's",
+    "difference": "score minus that of the model's own kernel size on the same images; interval and p by "
+    "the paired bootstrap",
+    "p_holm": f"adjusted by Holm over a model's differences of one fit and score; {ALPHA} and more is noise",
+    "chosen_on_val": "the kernel size with the highest such score on val at that side; equal ones: nearest to own",
+    "flattery": "score on test of the kernel size that is best there, minus that of the one chosen on val",
+    "worst / at 1": "score at the factor where it is lowest over that at factor 1; interval of that factor's",
+}
+
+
+@dataclass(frozen=True)
+class Found:
+    """All that was found out."""
+
+    protocol: Protocol
+    subjects: list[Subject]
+    measured: list[Measured]
+    told: list[Measured]
+    """Those of the split to report on."""
+    changes: list[Change]
+    choices: list[Choice]
+    curves: list[Curve]
+
+    @property
+    def many(self) -> bool:
+        return self.subjects[0].evaluation.many
+
+    @property
+    def metrics(self) -> list[str]:
+        return metrics_of(self.told)
+
+    def of_fit(self, fit: Fit) -> list[Measured]:
+        return [m for m in self.told if m.point.fit == fit]
+
+
+def write(
+    config: ScaleConfig,
+    protocol: Protocol,
+    subjects: list[Subject],
+    measured: list[Measured],
+    output: console.Console,
+) -> Path:
+    """Work out what follows from the points, write it all and say it; returns the folder."""
+    found = conclude(protocol, subjects, measured)
+    folder, name = folder_of_all(config, subjects), protocol.name
+    title, lead, tables = _title(found), _lead(found), tables_of(found)
+    facts = provenance(subjects[0].evaluation.device, LIBRARIES)
+    write_json(folder / f"{name}.json", _content(found, params_of(config), facts))
+    rows = csv_rows(measured, found.changes, found.choices)
+    write_atomic(folder / f"{name}.csv", csv_text(CSV_COLUMNS, rows))
+    write_atomic(folder / f"{name}.md", markdown(title, [*lead, _machine(facts)], tables))
+    pictures = scale_pictures.draw(found, folder / name)
+    for table in tables:
+        if table.printed:
+            output.line(f"\n{table.title}")
+            console.table([tuple(row) for row in [table.head, *table.rows]])
+    for line in lead:
+        output.line(f"\n{line}" if line is lead[0] else line)
+    files = [folder / f"{name}.{suffix}" for suffix in ("json", "csv", "md")] + pictures
+    if config.tracking == "mlflow":
+        track(
+            folder, config.out, "scale", f"{name} {' | '.join(s.title for s in subjects)}",
+            params=params_of(config), scores=_figures(found), files=files,
+        )  # fmt: skip
+    output.line(f"\n{folder}: {', '.join(path.name for path in files)}")
+    return folder
+
+
+def conclude(protocol: Protocol, subjects: list[Subject], measured: list[Measured]) -> Found:
+    """Compare with own kernels, choose on val, and draw curves where factors were asked for."""
+    told = [m for m in measured if m.point.split == m.subject.report_split]
+    chosen = choices(measured)
+    drawn = []
+    if protocol.factors:
+        drawn = [c for metric in metrics_of(told) for c in curves(subjects, told, chosen, metric)]
+    return Found(protocol, subjects, measured, told, changes(told), chosen, drawn)
+
+
+def tables_of(found: Found) -> list[Table]:
+    """One group of tables for each fit and score."""
+    tables = []
+    subjects, split = found.subjects, found.subjects[0].report_split
+    for fit in found.protocol.fits:
+        for metric in found.metrics:
+            name = metric_name(metric, found.many)
+            where = f"{name}, %, {split}, {fit}: {FITS[fit]}"
+            thesis = fit == "resize" and metric == "acc"
+            tables.append(scores_table(where, subjects, found.of_fit(fit), metric, thesis=thesis))
+            made = [c for c in found.changes if c.metric == metric and c.of.point.fit == fit]
+            if made:
+                title = f"{name}, {fit}: other kernel sizes minus the model's own"
+                tables.append(changes_table(title, subjects, made, thesis=thesis))
+            of_val = [c for c in found.choices if c.metric == metric and c.test.point.fit == fit]
+            if of_val:
+                title = f"{name}, {fit}: kernel sizes chosen on val"
+                tables.append(choices_table(title, subjects, of_val))
+            drawn = [c for c in found.curves if c.metric == metric]
+            if drawn:
+                tables.append(summary_table(f"{name}, {fit}: over all factors", drawn))
+    return tables
+
+
+def _title(found: Found) -> str:
+    what = "Rescaled images" if found.protocol.factors else "Resolutions"
+    return f"{what} and kernel sizes: {found.subjects[0].images.name}"
+
+
+def _lead(found: Found) -> list[str]:
+    """What must be known to read the tables, a line each."""
+    first = found.subjects[0]
+    lines = [
+        f"{len(first.images.labels(first.report_split)):,} images of {first.report_split}; trained at "
+        + ", ".join(f"{s.images.size} px ({s.title})" for s in found.subjects)
+        + "."
+    ]
+    if first.choice_split is None and any(len(s.kernels) > 1 for s in found.subjects):
+        lines.append(
+            "These images have no test beside val: no kernel size is chosen, and the best in a column is "
+            "the best of those tried on these very images."
+        )
+    lines += [f"{note[0].upper()}{note[1:]}." for s in found.subjects for note in s.notes]
+    resamples = first.evaluation.resamples
+    family = max((change.family for change in found.changes), default=0)
+    if 2 * family / (resamples + 1) >= ALPHA:
+        lines.append(
+            f"With {resamples} resamples no p-value is small enough after Holm's adjustment over {family} "
+            f"differences: give --resamples {40 * family} or more."
+        )
+    return lines
+
+
+def _machine(facts: dict[str, Any]) -> str:
+    versions = ", ".join(
+        f"{name} {facts['versions'][name]}" for name in ("dogmed", "torch", "timm")
+    )
+    return f"{versions}, on {facts['device']}, {facts['threads']} threads."
+
+
+def _content(found: Found, options: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
+    """Every number, unrounded."""
+    return {
+        "analysis": found.protocol.name,
+        "options": options,
+        "definitions": DEFINITIONS,
+        "models": [_model(subject) for subject in found.subjects],
+        "points": [
+            _place(m) | {"scores": {name: score._asdict() for name, score in m.scores.items()}}
+            for m in found.measured
+        ],
+        "differences": [_place(c.of) | _change(c) for c in found.changes],
+        "choices": [
+            _place(c.test)
+            | {
+                "metric": c.metric,
+                "val": c.val.scores[c.metric]._asdict(),
+                "test": c.test.scores[c.metric]._asdict(),
+                "minus_own": None if c.change is None else _change(c.change),
+                "best_kernel_on_test": c.best_on_test.point.kernel,
+                "flattery": c.flattery,
+            }
+            for c in found.choices
+        ],
+        "curves": [_curve(c, found.curves) for c in found.curves],
+        "thesis": {
+            "data": "ImageNet-1K, trained at 224 px, accuracy@1 in percent as printed",
+            "factors": thesis_places(),
+            "rows": [{"table": t, "name": n, "values": v} for t, n, v in thesis_rows()],
+        },
+        "provenance": facts,
+    }
+
+
+def _model(subject: Subject) -> dict[str, Any]:
+    record, images = subject.evaluation.trained.record, subject.images
+    return {
+        "title": subject.title,
+        "model": record.model,
+        "options": record.options,
+        "weights": str(subject.evaluation.trained.path),
+        "weights_sha256": record.sha256,
+        "own_kernel": subject.own,
+        "kernels": list(subject.kernels),
+        "images": images.name,
+        "kind": images.kind,
+        "classes": len(images.classes),
+        "size": images.size,
+        "data": {split: images.digest(split) for split in images.splits},
+        "notes": list(subject.notes),
+    }
+
+
+def _place(m: Measured) -> dict[str, Any]:
+    return {"model": m.subject.title, **m.point._asdict(), "images": len(m.resampled.labels)}
+
+
+def _change(change: Change) -> dict[str, Any]:
+    d = change.difference
+    return {
+        "metric": change.metric, "value": d.value, "low": d.low, "high": d.high, "p": d.p,
+        "p_holm": change.p_holm, "family": change.family, "word": change.word,
+    }  # fmt: skip
+
+
+def _curve(curve: Curve, others: Sequence[Curve]) -> dict[str, Any]:
+    own = next(
+        c for c in others if (c.subject, c.metric, c.own) == (curve.subject, curve.metric, True)
+    )
+    mean, kept, gain = curve.average, curve.kept, curve.gain(own)
+    return {
+        "model": curve.subject.title,
+        "name": curve.name,
+        "metric": curve.metric,
+        "kernels": [m.point.kernel for m in curve.points],
+        "mean": {"value": mean.value, "low": mean.low, "high": mean.high},
+        "mean_minus_own": {"value": gain.value, "low": gain.low, "high": gain.high, "p": gain.p},
+        "worst_factor": curve.worst.point.at,
+        "worst_over_at_1": None if kept is None else kept._asdict(),
+    }
+
+
+def _figures(found: Found) -> dict[str, float | None]:
+    """What MLflow is told: each score of the split to report on."""
+    several = len(found.subjects) > 1
+    figures: dict[str, float | None] = {}
+    for m in found.told:
+        point = m.point
+        who = f"{found.subjects.index(m.subject) + 1}_" if several else ""
+        kernel = "" if point.kernel is None else f"_k{point.kernel}"
+        for metric, score in m.scores.items():
+            figures[f"{who}{metric}_{point.fit}_{point.side}px{kernel}"] = score.value
+    return figures
