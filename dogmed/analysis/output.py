@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dogmed import tracking
 from dogmed.analysis.evaluation import Score
 from dogmed.csvfile import csv_text
 from dogmed.runs import slug, write_atomic
 from dogmed.tracking import ledger
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 EXPERIMENT = "dogmed-analysis"
 
@@ -49,6 +53,33 @@ def write_table(
     lines += [_line([shown(row.get(column)) for column in columns]) for row in rows]
     write_atomic(markdown, "\n".join([*lines, "", note, ""]))
     return [csv, markdown]
+
+
+def save_figure(figure: Figure, path: Path) -> list[Path]:
+    """Write a picture as ``<path>.png`` and ``<path>.svg``, each whole or not at all; returns both.
+
+    The same picture has the same bytes.
+
+    Args:
+        figure: of matplotlib.
+        path: without suffix.
+    """
+    from matplotlib import rc_context
+
+    from dogmed.plots import DPI
+
+    paths = [path.with_suffix(".png"), path.with_suffix(".svg")]
+    for one in paths:
+        temporary = one.with_name(f".{one.name}.{os.getpid()}.tmp")
+        metadata = {"Date": None} if one.suffix == ".svg" else {"Software": None}
+        form = {"format": one.suffix[1:], "dpi": DPI, "bbox_inches": "tight", "metadata": metadata}
+        try:
+            with rc_context({"svg.hashsalt": path.name}):
+                figure.savefig(temporary, **form)
+            temporary.replace(one)
+        finally:
+            temporary.unlink(missing_ok=True)
+    return paths
 
 
 def shown(cell: Any) -> str:

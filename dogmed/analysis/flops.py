@@ -1,0 +1,139 @@
+"""``dogmed analyze flops``: what a trained model scores with fewer FLOPs, without training (section 4.5).
+
+Three ways to spend less on an image: a larger stride of the first DoGConv, with its kernels as they are
+or resized in proportion, and a lower resolution. Only a DoGConv can resize its kernels; any network takes
+images of another size. Cost is counted in multiply-accumulates (MAC), half as many as FLOPs; what the
+thesis calls FLOPs, as fvcore counts them, are MACs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from annotated_types import Ge, Le
+
+from dogmed.analysis.subject import SubjectConfig, open_images, open_models
+from dogmed.config import configclass, to_dict
+from dogmed.errors import ConfigError
+from dogmed.options import Count, Side
+
+if TYPE_CHECKING:  # PyTorch: not for --help
+    from dogmed.analysis.evaluation import Points
+    from dogmed.analysis.flops_points import Subject
+    from dogmed.console import Console
+
+Stride = Annotated[int, Ge(1), Le(256)]
+UNITS = {"": 1, "K": 1_000, "M": 1_000_000, "G": 1_000_000_000, "T": 1_000_000_000_000}
+
+
+@configclass
+class FlopsConfig(SubjectConfig):
+    """Score trained models at fewer FLOPs: stride and kernel of the first DoGConv, resolution."""
+
+    strides: tuple[Stride, ...] = ()
+    """Of the first DoGConv, with kernels as they are and in proportion; none: 5/4 to twice its own."""
+    resolutions: tuple[Side, ...] = ()
+    """Sides in pixels; none: those that give as many cells as the strides do."""
+    budget: str | None = None
+    """Multiply-accumulates for one image (300M, 0.3G): save the model that is best on val within them."""
+    latency: Count | None = None
+    """Measure a forward pass of so many images at once as well: FLOPs are not time."""
+
+
+def command(**options: Any) -> None:
+    """Score the models, write tables and pictures, save what fits the budget, and print what they say."""
+    config = FlopsConfig(**options)
+    budget = None if config.budget is None else read_budget(config.budget)
+
+    from dogmed.analysis import flops_report
+    from dogmed.analysis.evaluation import Points, stoppable
+    from dogmed.analysis.flops_points import measure, refuse_budget
+    from dogmed.console import Console, count
+
+    console, points = Console(enabled=True), Points()
+    subjects = _subjects(config, console, points)
+    if budget is not None:
+        refuse_budget(subjects, budget, str(config.budget))
+    points.total = sum(subject.points for subject in subjects)
+    points.cost = sum(subject.work for subject in subjects)
+    console.line(
+        f"{count(points.total, 'point')}: {count(len(subjects), 'model')} on {subjects[0].images.name}; "
+        f"what is done is kept below {config.out}"
+    )
+    with stoppable(console, points):
+        measured = [measure(subject, config.latency) for subject in subjects]
+        flops_report.write(config, budget, measured, console)
+
+
+def read_budget(text: str) -> int:
+    """Read a number of multiply-accumulates: ``300M``, ``0.3G``, ``300000000``.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:MACS?)?", text.strip(), re.IGNORECASE)
+    macs = round(float(found[1]) * UNITS[found[2].upper()]) if found else 0
+    if macs < 1:
+        raise ConfigError(
+            f"--budget {text}: expected multiply-accumulates (MAC, half as many as FLOPs) of a forward pass "
+            "of one image, for example 300M or 0.3G"
+        )
+    return macs
+
+
+def _subjects(config: FlopsConfig, console: Console, points: Points) -> list[Subject]:
+    """Open the models with their images, and settle what is tried with each."""
+    from dogmed.analysis.evaluation import Evaluation
+    from dogmed.analysis.flops_points import Subject
+    from dogmed.analysis.output import folder_of
+    from dogmed.data.progress import Console as Progress
+    from dogmed.distributed import find_device
+
+    device = find_device(config.device)
+    models = open_models(config.models, config.weights_dir)
+    titles = [trained.title for trained in models]
+    subjects: list[Subject] = []
+    for trained in models:
+        images = open_images(config, trained, Progress())
+        mark = trained.record.sha256[:8]
+        evaluation = Evaluation(
+            trained,
+            images,
+            folder_of(config.out, "flops", f"{trained.title} {mark}", images.name),
+            console,
+            device=device,
+            batch_size=config.batch_size,
+            resamples=config.resamples,
+            points=points,
+        )
+        title = trained.title if titles.count(trained.title) == 1 else f"{trained.title} {mark}"
+        subject = Subject.settle(title, evaluation, config.strides, config.resolutions)
+        if subjects and (first := subjects[0]).images.name != images.name:
+            raise ConfigError(
+                f"{first.title} is tried on {first.images.name}, {title} on {images.name}: give models of "
+                "one task, or --task"
+            )
+        for note in subject.notes:
+            console.line(f"note: {note}")
+        subjects.append(subject)
+    return subjects
+
+
+def folder_of_all(config: FlopsConfig, subjects: list[Subject]) -> Path:
+    """Where tables and pictures go: a model's own folder, or one of these models together."""
+    from dogmed.analysis.output import folder_of
+
+    if len(subjects) == 1:
+        return subjects[0].evaluation.folder
+    identities = sorted(subject.evaluation.folder.name for subject in subjects)
+    mark = hashlib.sha256("\0".join(identities).encode()).hexdigest()[:8]
+    return folder_of(config.out, "flops", f"{len(subjects)} models {mark}", subjects[0].images.name)
+
+
+def params_of(config: FlopsConfig) -> dict[str, Any]:
+    """The options that decide the result."""
+    left_out = ("out", "tracking", "device", "workers", "batch_size", "cache_dir", "weights_dir")
+    return {name: value for name, value in to_dict(config).items() if name not in left_out}
