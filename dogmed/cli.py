@@ -50,6 +50,12 @@ COMMANDS = {
         "dogmed.finetune.report.command:ReportConfig",
         "dogmed.finetune.report.command:command",
     ),
+    "ablate": Command(
+        "train DoGNeXt and its variants alike, and tell which of its parts matter",
+        "dogmed.finetune.ablate.options:AblateConfig",
+        "dogmed.finetune.ablate.options:command",
+        "finetune/ablate",
+    ),
     "tune": Command(
         "search options that do better on val, and compare them with the usual ones",
         "dogmed.finetune.tune.options:TuneConfig",
@@ -74,6 +80,12 @@ COMMANDS = {
         "dogmed.analysis.scale:command",
         words="models",
     ),
+    "analyze flops": Command(
+        "trade a trained model's accuracy for FLOPs: stride, kernel, resolution",
+        "dogmed.analysis.flops:FlopsConfig",
+        "dogmed.analysis.flops:command",
+        words="models",
+    ),
     "analyze kernels": Command(
         "draw and count the kernels of trained models, and fit DoG kernels to others",
         "dogmed.analysis.kernels:KernelsConfig",
@@ -90,12 +102,6 @@ COMMANDS = {
         "dogmed.sync:SyncConfig",
         "dogmed.sync:sync",
         words="folders",
-    ),
-    "analyze flops": Command(
-        "trade a trained model's accuracy for FLOPs: stride, kernel, resolution",
-        "dogmed.analysis.flops:FlopsConfig",
-        "dogmed.analysis.flops:command",
-        words="models",
     ),
     "data list": Command(
         "list the tasks, their licences and what is on this machine",
