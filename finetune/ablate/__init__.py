@@ -1,1 +1,1 @@
-"""The variants of the thesis's ablations, as runs of the benchmark."""
+"""The thesis's ablations: DoGNeXt and its variants under one recipe on one data set."""
