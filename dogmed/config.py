@@ -9,6 +9,7 @@ with the nearest name. ``dogmed.flags`` turns the dataclass into flags.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -128,7 +129,7 @@ def build(cls: type[T], values: Mapping[str, Any], *, where: str = "config") -> 
 
     _refuse_unknown(cls, values, where)
     try:
-        checked = pydantic.TypeAdapter(cls).validate_python(_settle_booleans(cls, values, where))
+        checked = _adapter(cls).validate_python(_settle_booleans(cls, values, where))
     except pydantic.ValidationError as error:
         problems = [
             f"{'.'.join(str(part) for part in _field_path(cls, d['loc']))}: {d['msg']}"
@@ -288,6 +289,14 @@ def _inside(hint: Any) -> set[Any]:
     return {hint}.union(*map(_inside, get_args(hint)))
 
 
+@functools.cache  # it takes longer to make than to use
+def _adapter(cls: type[T]) -> Any:
+    import pydantic
+
+    return pydantic.TypeAdapter(cls)
+
+
+@functools.cache
 def _groups(cls: type) -> dict[str, type]:
     """The fields of ``cls`` that are configuration classes themselves."""
     hints = get_type_hints(cls)

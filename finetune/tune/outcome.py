@@ -60,11 +60,12 @@ def write(job: Work) -> Found:
         reasons = [why(a) for a in last.values() if a.state == TrialState.FAIL]
         raise TrainingError(f"no trial of study {job.files.name} was finished: {reasons[-1]}")
     number, best = max(complete.items(), key=lambda item: (item[1].value or 0.0, -item[0]))
-    config = with_values(job.base, best.params, f"trial {number}")
+    values = {name: job.space[name].clean(value) for name, value in best.params.items()}
+    config = with_values(job.base, values, f"trial {number}")
     found = Found(
         number=number,
         val_auc=best.value or 0.0,
-        values=best.params,
+        values=values,
         config=replace(config, label=tuned_label(config)),
         done=len(complete),
         pruned=states.count(TrialState.PRUNED),
@@ -168,6 +169,6 @@ def _table(job: Work, last: dict[int, FrozenTrial]) -> str:
             "seconds": round(seconds_of(job.files, number), 1),
             "deaths": attempt.user_attrs.get("deaths", 0),
             "note": why(attempt) if failed else "",
-            **{name: attempt.params.get(name) for name in names},
+            **{n: job.space[n].clean(attempt.params[n]) for n in names if n in attempt.params},
         })  # fmt: skip
     return csv_text(head, rows)

@@ -48,7 +48,12 @@ class Option:
         if self.whole:
             low, high, step = int(self.low), int(self.high), int(self.step or 1)
             return trial.suggest_int(name, low, high, step=step, log=self.log)
-        return trial.suggest_float(name, self.low, self.high, step=self.step, log=self.log)
+        value = trial.suggest_float(name, self.low, self.high, step=self.step, log=self.log)
+        return self.clean(value)
+
+    def clean(self, value: Any) -> Any:
+        """A value as the study keeps it, without what adding steps has left: 0.30000000000000004 is 0.3."""
+        return float(f"{value:.12g}") if self.step and not self.whole else value
 
     def ends(self) -> tuple[Any, ...]:
         """The outermost values, or all choices."""
@@ -197,6 +202,9 @@ def _option(where: str, name: str, spec: Any, base: FinetuneConfig) -> Option:
         raise ConfigError(f"{where}: log needs low above 0 and takes no step")
     if step is not None and (not 0 < step <= high - low or (whole and step != int(step))):
         raise ConfigError(f"{where}: step {step} does not fit between {low} and {high}")
+    if step is not None and abs((steps := (high - low) / step) - round(steps)) > 1e-6:
+        last = f"{low + int(steps) * step:.12g}"
+        raise ConfigError(f"{where}: steps of {step} from {low} end at {last}, not at high, {high}")
     return Option(low=low, high=high, log=log, step=step, whole=whole)
 
 

@@ -93,6 +93,8 @@ def test_a_tasks_own_range_wins_and_a_file_extends_a_shipped_space(
         ({"optim.lr_base": 0.1}, "expected a list of choices or a range"),
         ({"net.drop_path": {"low": 0.0, "high": 0.3, "log": True}}, "log needs low above 0"),
         ({"net.drop_path": {"low": 0.0, "high": 0.3, "step": 1}}, "step 1 does not fit"),
+        ({"net.drop_path": {"low": 0.0, "high": 0.4, "step": 0.15}}, "end at 0.3, not at high, 0.4"),
+        ({"epochs": {"low": 10, "high": 25, "step": 10}}, "end at 20, not at high, 25"),
         ({"optim.betas": [[0.9, 0.99]]}, "expected words and numbers"),
         ({"optim.schedule": ["cosinus"]}, "optim.schedule: Input should be 'cosine'"),
         ({"optim.schedule": {"low": "cosine", "high": "linear"}}, "give a list of choices"),
@@ -112,6 +114,15 @@ def test_a_wrong_space_is_told_in_one_line(
     assert said in str(error.value)
     assert str(error.value).startswith("--space ")
     assert "\n" not in str(error.value)
+
+
+def test_steps_leave_no_rounding_in_a_value() -> None:
+    option = Option(low=0.0, high=0.4, step=0.1)
+    trial = optuna.trial.FixedTrial({"net.drop_path": 0.30000000000000004})
+    assert option.suggest(trial, "net.drop_path") == 0.3
+    assert [option.clean(k * 0.1) for k in range(5)] == [0.0, 0.1, 0.2, 0.3, 0.4]
+    exact = 0.123456789012345678
+    assert Option(low=0.1, high=0.2, log=True).clean(exact) == exact
 
 
 def test_a_learning_rate_that_would_do_nothing_is_refused(base: FinetuneConfig) -> None:
