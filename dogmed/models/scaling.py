@@ -144,12 +144,14 @@ def build_scale(
     """
     if options["probability"] == 0:
         return None
+    smallest, largest = options["range"]
+    large, small = options["kernel_sizes"]
     scale = BatchScale(
         seed,
         options["probability"],
-        tuple(options["range"]),
+        (smallest, largest),
         options["resize_kernels"],
-        tuple(options["kernel_sizes"]),
+        (large, small),
         options["threshold"],
     )
     refuse_unusable(model, name, scale, size)

@@ -12,7 +12,7 @@ from annotated_types import Gt, Le
 
 from dogmed.config import configclass
 from dogmed.errors import ConfigError
-from dogmed.finetune.ablate.variants import FAMILY, choose
+from dogmed.finetune.ablate.variants import FAMILY, choose, refuse_equal
 from dogmed.finetune.config import FinetuneConfig, data_options
 from dogmed.finetune.executors.options import ExecutorConfig, build_executor
 from dogmed.options import Count, net_options
@@ -25,6 +25,8 @@ class AblateConfig(ExecutorConfig, FinetuneConfig):
     Whoever wants a run's options takes ``variants.run_of``.
     """
 
+    model: str
+    """The DoGNeXt whose variants are trained; ConvNeXt V2 is that of its size, convnextv2_atto of dognext_atto."""
     variants: tuple[str, ...]
     """Names of variants apart by commas or spaces, or all; DoGNeXt itself is always among them."""
     seeds: Count
@@ -65,6 +67,7 @@ def command(**options: Any) -> int:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError("dogmed ablate starts its own processes: call it without torchrun")
     shared, variants = shared_options(config), choose(config.variants)
+    refuse_equal(variants, shared.init)
     plan(**data_options(shared))  # for what it refuses, before torch is loaded
     if sys.stderr.isatty():
         print("loading PyTorch, timm and MONAI ...", file=sys.stderr, flush=True)

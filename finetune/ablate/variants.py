@@ -14,6 +14,7 @@ from dogmed.finetune.lists import split_words
 
 BASELINE = "dognext"
 FAMILY = "dognext_"
+_INITIAL = {"dog_init", "dog_margin"}  # options that say no more than the first weights
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,20 @@ def choose(words: Iterable[str]) -> list[Variant]:
             )
     every = "all" in names
     return [v for name, v in known.items() if every or name in names or name == BASELINE]
+
+
+def refuse_equal(variants: Iterable[Variant], init: str) -> None:
+    """Make sure that no variant is DoGNeXt over again, because its first weights are given.
+
+    Raises:
+        ConfigError: one is.
+    """
+    same = [v.name for v in variants if v.net and v.net.keys() <= _INITIAL]
+    if init != "scratch" and same:
+        raise ConfigError(
+            f"--init {init} gives the first weights, and these are all that {', '.join(same)} "
+            "differ in: leave them out of --variants, or give --init scratch"
+        )
 
 
 def run_of(variant: Variant, shared: FinetuneConfig, seed: int) -> FinetuneConfig:

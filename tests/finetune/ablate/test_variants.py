@@ -11,7 +11,7 @@ import torch
 from dogmed import references
 from dogmed.errors import ConfigError
 from dogmed.finetune import build
-from dogmed.finetune.ablate.variants import BASELINE, choose, read_variants, run_of
+from dogmed.finetune.ablate.variants import BASELINE, choose, read_variants, refuse_equal, run_of
 from dogmed.finetune.config import FinetuneConfig
 from dogmed.models import DoGConv2d
 from dogmed.models.cost import count_parameters
@@ -97,6 +97,16 @@ def test_what_is_asked_for_is_chosen_with_its_baseline_and_misspelt_names_are_to
         choose(["no-gnr"])
     with pytest.raises(ConfigError, match="expected all, or some of dognext, convnextv2"):
         choose([])
+
+
+def test_variants_in_their_first_weights_alone_are_refused_where_these_are_given() -> None:
+    every = list(VARIANTS.values())
+    refuse_equal(every, "scratch")
+    refuse_equal([v for v in every if v.name in ("k9", "no-grn", "convnextv2")], "imagenet50ep")
+    with pytest.raises(
+        ConfigError, match="all that random-init, margin-small, margin-large, margin-full "
+    ):
+        refuse_equal(every, "imagenet50ep")
 
 
 def test_runs_have_folders_of_their_own(make_config: Callable[..., FinetuneConfig]) -> None:
