@@ -41,7 +41,7 @@ def markdown(study: Study) -> str:
     head = ["variant", "parameters", "GMAC", "seeds"]
     for metric in METRICS:
         name = NAMES[metric]
-        head += [f"{name}, %", f"{name} − DoGNeXt, points", "p (Holm)", ""]
+        head += [f"{name}, %", f"{name} − DoGNeXt, points", "p (Holm)"]
     head += ["thesis acc@1 / @5, ImageNet-1K", "rank here / thesis"]
     lines = [f"# Ablation of {shared.model} on {study.task}", "", recipe, "", _line(head)]
     lines.append(_line(["---", *["--:"] * (len(head) - 1)]))
@@ -76,11 +76,11 @@ def _cells(row: Row) -> list[str]:
         score, against = row.scores.get(metric), row.against.get(metric)
         cells.append(f"{mean_sd(score)} {interval(score.low, score.high)}" if score else "–")
         if against is None:
-            cells += ["" if row.variant.name == BASELINE else "–", "", ""]
+            cells += ["" if row.variant.name == BASELINE else "–", ""]
             continue
         d = against.difference
-        cells += [f"{points(d.value)} {between(d.low, d.high)}", p_value(against.adjusted)]
-        cells.append(against.verdict)
+        cells.append(f"{points(d.value)} {between(d.low, d.high)}")
+        cells.append(f"{p_value(against.adjusted)} {against.verdict}")
     thesis = row.variant.thesis
     cells.append(f"{thesis.acc1:.2f} / {thesis.acc5:.2f}" if thesis else "–")
     cells.append(f"{row.rank} / {row.thesis_rank}" if row.rank else "–")

@@ -15,7 +15,7 @@ from dogmed.finetune.ablate.variants import BASELINE
 from dogmed.finetune.report.verdicts import METRICS
 from dogmed.plots import DPI
 
-COLOURS = {"better": "C2", "worse": "C3", "noise": "0.35"}
+LOOKS = {"better": ("C2", "^"), "worse": ("C3", "v"), "noise": ("0.35", "o")}
 ROW = 0.32  # inches a variant
 
 
@@ -32,16 +32,16 @@ def draw(study: Study, *paths: Path) -> None:
         ax.axvline(0, color="0.7", lw=1, zorder=0)
         for y, row in enumerate(rows):
             if against := row.against.get(metric):
-                d, colour = against.difference, COLOURS[against.verdict]
+                d, (colour, marker) = against.difference, LOOKS[against.verdict]
                 ax.plot([100 * d.low, 100 * d.high], [y, y], color=colour, lw=1.6)
-                ax.plot(100 * d.value, y, "o", color=colour, ms=5)
+                ax.plot(100 * d.value, y, marker, color=colour, ms=6)
             if metric == "acc" and base and row.variant.thesis:
                 ax.plot(row.variant.thesis.acc1 - base.acc1, y, "D", mfc="none", mec="C0", ms=5)
         ax.set_xlabel(f"{NAMES[metric]} minus DoGNeXt's, points")
         ax.grid(axis="x", alpha=0.3)
     panels[0].set_yticks(range(len(rows)), [row.variant.title for row in rows])
     panels[0].set_ylim(len(rows) - 0.4, -0.6)
-    keys = [Line2D([], [], color=c, marker="o", ms=5, label=word) for word, c in COLOURS.items()]
+    keys = [Line2D([], [], color=c, marker=m, ms=6, label=word) for word, (c, m) in LOOKS.items()]
     if any(row.variant.thesis for row in rows):
         keys.append(Line2D([], [], ls="", marker="D", mfc="none", mec="C0", ms=5,
                            label="thesis, ImageNet-1K accuracy@1"))  # fmt: skip
