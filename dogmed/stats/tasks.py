@@ -115,12 +115,16 @@ def holm(p_values: ArrayLike) -> Floats:
     Raises:
         DataError: not numbers from 0 to 1.
     """
-    from statsmodels.stats.multitest import multipletests
-
     p = np.asarray(p_values, dtype=np.float64)
     if p.ndim != 1 or not len(p) or not ((p >= 0) & (p <= 1)).all():
         raise DataError(f"expected p-values from 0 to 1, received {p.tolist()}")
-    return np.asarray(multipletests(p, method="holm")[1])
+    order = np.argsort(p, kind="stable")
+    steps = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
+    adjusted = np.empty_like(p)
+    adjusted[order] = np.minimum(steps, 1.0)
+    return (
+        adjusted  # statsmodels collects garbage first, which takes seconds where PyTorch is loaded
+    )
 
 
 def average_ranks(scores: ArrayLike, *, higher_is_better: bool = True) -> Floats:
