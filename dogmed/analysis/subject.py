@@ -111,10 +111,11 @@ def open_images(config: SubjectConfig, trained: Trained, progress: Progress) -> 
         and seen.source_size is not None
         and seen.source_size < size
     )
+    generated = task in official_tasks() and seen.source == "synthetic"
     prepared = prepare(
         task,
         size=size,
-        data=config.data or ("synthetic" if seen.source == "synthetic" else "official"),
+        data=config.data or ("synthetic" if generated else "official"),
         data_dir=config.data_dir,
         cache_dir=config.cache_dir,
         kind=config.kind,
