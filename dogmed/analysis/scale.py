@@ -26,9 +26,8 @@ if TYPE_CHECKING:  # PyTorch: not for --help
 
 THESIS = (64, 96, 128, 156, 192, 224, 312, 384, 448)
 THESIS_SIZE = 224  # pixels that its networks were trained at
-STEP = 2 ** (
-    1 / 4
-)  # between the factors of a range, as in the rescaled data sets of the literature
+STEPS = 4  # factors of a range to a doubling, as in the rescaled data sets of the literature
+ROUNDED = 1.01  # 0.71..1.41 means the square roots
 WIDEST = 16.0  # factor
 
 
@@ -135,9 +134,8 @@ def read_factors(text: str) -> tuple[float, ...]:
             raise ConfigError(
                 f"--rescale {text}: expected a range around 1, the scale of the training"
             )
-        steps = range(-100, 101)
-        slack = 1 + 1e-9
-        given = [STEP**k for k in steps if low / slack <= STEP**k <= high * slack]
+        powers = [2 ** (k / STEPS) for k in range(-100, 101)]
+        given = [power for power in powers if low / ROUNDED <= power <= high * ROUNDED]
     return tuple(sorted({*given, 1.0}))
 
 

@@ -20,7 +20,7 @@ from dogmed.analysis.scale_tables import kernel_name, metric_name, thesis_places
 if TYPE_CHECKING:
     from dogmed.analysis.scale_report import Found
 
-DPI = 150
+DPI = 120
 PANEL = (4.6, 3.5)  # inches
 DASHES = ("-", "--", ":", "-.", (0, (1, 3)), (0, (5, 5)))
 THESIS_TABLES = ("4.6", "4.7")  # of vanilla training
@@ -143,12 +143,14 @@ def _line(
 
 def _thesis_panel(ax: Axes) -> None:
     """Tables 4.6 and 4.7: other data, so a panel of their own."""
-    for (where, name, values), dash in zip(_vanilla(), itertools.cycle(DASHES), strict=False):
+    dashes = itertools.cycle(DASHES)
+    for where, name, values in _vanilla():
         colour = "C1" if name.startswith("ConvNeXt") else "C0"
+        dash = "-" if colour == "C1" else next(dashes)
         number = where.removeprefix("thesis, ").partition(",")[0]
         ax.plot(
-            thesis_places(), values, color=colour, ls="-" if colour == "C1" else dash, marker="o", ms=3,
-            lw=1.2, label=f"{name} ({number})",
+            thesis_places(), values, color=colour, ls=dash, marker="o", ms=3, lw=1.2,
+            label=f"{name} ({number})",
         )  # fmt: skip
     _axes(ax, thesis_places(), "accuracy@1", "resize")
     ax.set_title("the thesis, ImageNet-1K at 224 px (other data)", fontsize=9)

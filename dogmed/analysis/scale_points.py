@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -300,7 +301,7 @@ def _kernels(protocol: Protocol, own: int) -> tuple[int, ...]:
     if not protocol.kernel_sizes and protocol.name == "scale":
         sizes |= {size for size in (own - 2, own - 4) if size >= 3}
     elif not protocol.kernel_sizes:
-        sizes |= {2 * int(own * factor / 2) + 1 for factor in protocol.factors}
+        sizes |= {2 * math.ceil(own * factor / 2) - 1 for factor in protocol.factors}
     return tuple(sorted(sizes, reverse=True))
 
 
@@ -310,10 +311,12 @@ def _refused(evaluation: Evaluation, sides: Sequence[int], fit: Fit) -> dict[int
         return {}
     info: Any = getattr(evaluation.model, "feature_info", None) or [{}]
     stride = info[-1].get("reduction", 1)
+    smallest = min(stride, evaluation.images.size)
     found = {}
     for side in sides:
-        if side < stride:
-            found[side] = f"needs {stride} px, its stride, or more"
+        if side < smallest:
+            why = f"as at training; its stride is {stride}" if smallest < stride else "its stride"
+            found[side] = f"needs {smallest} px or more ({why})"
         elif (reason := _complaint(evaluation.model, side)) is not None:
             found[side] = f"cannot take images of this size ({reason})"
     return found

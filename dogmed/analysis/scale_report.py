@@ -172,7 +172,7 @@ def _lead(found: Found) -> list[str]:
             "These images have no test beside val: no kernel size is chosen, and the best in a column is "
             "the best of those tried on these very images."
         )
-    lines += [f"{note[0].upper()}{note[1:]}." for s in found.subjects for note in s.notes]
+    lines += [f"Note: {note}." for s in found.subjects for note in s.notes]
     resamples = first.evaluation.resamples
     family = max((change.family for change in found.changes), default=0)
     if 2 * family / (resamples + 1) >= ALPHA:
