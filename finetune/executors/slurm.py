@@ -7,6 +7,7 @@ asks sacct, which many clusters lack, and then waits for ever for a job that was
 from __future__ import annotations
 
 import contextlib
+import io
 import math
 import os
 import shutil
@@ -20,6 +21,7 @@ from typing import Any
 from dogmed.errors import ConfigError
 from dogmed.finetune.executors.base import Job
 from dogmed.finetune.executors.remote import KILL, STOP, Remote, run_job
+from dogmed.runs import write_atomic
 
 QUEUE = 1000  # jobs given to Slurm at once; its arrays end at 1001 where nobody has changed that
 LOOK_SECONDS = 1.0
@@ -30,10 +32,18 @@ NO_ANSWER = (OSError, subprocess.SubprocessError)
 GONE = "Slurm knows it no more"
 OVER = {GONE, "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL"}
 OVER |= {"OUT_OF_MEMORY", "PREEMPTED", "TIMEOUT"}
+NAME = "dogmed"  # of all jobs
+HINTS = {
+    "generic resource": "--slurm.gpus 0 asks for no GPU",
+    "node configuration": "no node has what --slurm.cpus, --slurm.memory and --slurm.gpus ask for",
+}
 
 
 class Slurm(Remote):
     """Slurm jobs. They outlive this process; before their time is over they are asked to save.
+
+    The id of each is noted beside its log, so that one that still waits when this process is killed is
+    taken out of the queue by whoever starts the same job next.
 
     Args:
         parameters: of a job, as submitit's ``AutoExecutor.update_parameters`` takes them.
@@ -61,6 +71,7 @@ class Slurm(Remote):
         super().__init__(jobs or QUEUE)
         self._submitit, self._parameters = submitit, dict(parameters)
         self._new: list[Job] = []
+        self._left_behind: list[str] = []  # ids that a killed process has noted
         self._jobs: dict[str, Any] = {}
         self._over: dict[str, int] = {}  # codes of those that were cancelled
         self._late: dict[str, float] = {}  # since when a result is missed
@@ -70,6 +81,8 @@ class Slurm(Remote):
     def start(self, job: Job) -> None:
         self._give(job)
         self._new.append(job)
+        if (note := _note(job.log)).is_file():
+            self._left_behind.append(note.read_text())
 
     def ended(self) -> dict[str, int]:
         now = time.monotonic()
@@ -82,6 +95,7 @@ class Slurm(Remote):
             self._looked = now
             found = self._look(now)
             for name in found:
+                _note(self._given[name][0].log).unlink(missing_ok=True)
                 self._take_back(name)
             codes |= found
         for name in codes:
@@ -111,16 +125,17 @@ class Slurm(Remote):
             ConfigError: Slurm answers, and takes no such jobs.
         """
         jobs = self._new
+        self._cancel_left_behind()
         folder = jobs[0].log.parent.absolute() / "slurm"
         executor = self._submitit.AutoExecutor(folder, cluster="slurm")
         try:
             executor.update_parameters(
-                name="dogmed", slurm_array_parallelism=len(jobs), **self._parameters
+                name=NAME, slurm_array_parallelism=len(jobs), **self._parameters
             )
-            here = [Path.cwd()] * len(jobs)
-            given = executor.map_array(
-                run_job, jobs, here, [dict(os.environ)] * len(jobs), [True] * len(jobs)
-            )
+            here, nothing = [Path.cwd()] * len(jobs), [dict[str, str]()] * len(jobs)
+            # no environment: sbatch passes it on, and in submitit's files it would lie on a shared disk
+            with contextlib.redirect_stderr(io.StringIO()):  # the error says what sbatch said
+                given = executor.map_array(run_job, jobs, here, nothing, [True] * len(jobs))
         except (self._submitit.core.utils.FailedJobError, *NO_ANSWER) as error:
             try:
                 _ask_states()
@@ -128,9 +143,20 @@ class Slurm(Remote):
                 self._tried = now
                 return
             lines = [line for line in str(error).splitlines() if "sbatch" in line] or [str(error)]
-            raise ConfigError(f"Slurm takes no such jobs: {lines[-1].strip()}") from None
-        self._new, self._states = [], None
+            said = lines[-1].strip()
+            hints = "".join(f"; {hint}" for words, hint in HINTS.items() if words in said)
+            raise ConfigError(f"Slurm takes no such jobs: {said}{hints}") from None
+        self._new, self._left_behind, self._states = [], [], None
+        for job, one in zip(jobs, given, strict=True):
+            write_atomic(_note(job.log), one.job_id)
         self._jobs |= {job.name: one for job, one in zip(jobs, given, strict=True)}
+
+    def _cancel_left_behind(self) -> None:
+        """Take jobs that still wait out of the queue; what runs holds its run's own lock."""
+        if self._left_behind:
+            with contextlib.suppress(*NO_ANSWER):
+                chosen = (f"--name={NAME}", "--state=PENDING", *self._left_behind)
+                _ask_slurm("scancel", "--quiet", *chosen)
 
     def _cancel(self, names: Iterable[str], number: int) -> None:
         """Have Slurm end jobs; one that it does not reach ends when it begins, for it was asked to."""
@@ -172,6 +198,11 @@ class Slurm(Remote):
     def _drop_new(self) -> None:
         self._over |= {job.name: -signal.SIGTERM for job in self._new}
         self._new = []
+
+
+def _note(log: Path) -> Path:
+    """Where a job's id in Slurm is kept until its end is known."""
+    return log.with_suffix(".slurm")
 
 
 def _ask_states() -> dict[str, str]:

@@ -45,6 +45,7 @@ TOOLS = {
     "scancel": """
         echo "$@" >> cancelled
         for name in "$@"; do
+            case $name in --*) continue;; esac
             echo CANCELLED > $name.state; test -f $name.pid && kill -TERM -$(cat $name.pid)
         done""",
 }
@@ -150,6 +151,36 @@ def test_one_that_waits_is_cancelled_and_never_runs_if_slurm_was_not_reached(
     assert not jobs[0].log.with_suffix(".stop").exists()
 
 
+def test_what_a_killed_command_left_in_the_queue_is_taken_out_of_it(
+    cluster: Path, small: Any
+) -> None:
+    killed, job = build("hold"), small.job("a", "print('done')")
+    killed.start(job)
+    killed.ended()
+    assert job.log.with_suffix(".slurm").read_text() == "1"
+    again = build()
+    again.start(job)
+    assert small.end_all(again, 1) == {"a": 0}
+    assert (cluster / "cancelled").read_text() == "--quiet --name=dogmed --state=PENDING 1\n"
+    assert small.words(job) == ["done"]
+    assert not job.log.with_suffix(".slurm").exists()
+    again.close()
+
+
+def test_no_secret_of_the_environment_is_left_on_the_disk(
+    cluster: Path, small: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SOME_TOKEN", "very-secret")
+    slurm = build()
+    slurm.start(small.job("a", "import os; print(os.environ['SOME_TOKEN'][:4])"))
+    assert small.end_all(slurm, 1) == {"a": 0}
+    files = [file for file in small.folder.rglob("*") if file.is_file()]
+    assert any(file.suffix == ".pkl" for file in files)
+    assert not any(b"very-secret" in file.read_bytes() for file in files)
+    assert small.words(small.job("a", "")) == ["very"]
+    slurm.close()
+
+
 def test_without_an_answer_nothing_begins_and_later_jobs_wait(cluster: Path, small: Any) -> None:
     (cluster / "down").touch()
     with pytest.raises(ConfigError, match=r"Slurm does not answer: .*Unable to contact") as told:
@@ -189,7 +220,9 @@ def test_it_takes_options_of_sbatch_and_refuses_what_it_cannot_do(
         build_executor(ExecutorConfig(executor="slurm"), "cpu")
 
 
-def test_several_jobs_become_one_array_with_the_options_given(cluster: Path, small: Any) -> None:
+def test_several_jobs_become_one_array_with_the_options_given(
+    cluster: Path, small: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
     options = SlurmConfig(
         partition="gpu", account="me", minutes=90, options=("qos=high", "requeue", "hold")
     )
@@ -205,13 +238,17 @@ def test_several_jobs_become_one_array_with_the_options_given(cluster: Path, sma
     slurm.close()
 
     sbatch = Path(os.environ["PATH"].split(":")[0]) / "sbatch"
-    sbatch.write_text("#!/bin/sh\necho sbatch: error: no such partition >&2; exit 1\n")
-    slurm = build()
-    slurm.start(small.job("c", ""))
-    with pytest.raises(ConfigError, match=r"takes no such jobs: sbatch: error: no such partition$"):
-        slurm.ended()
-    assert slurm.waiting() == {"c"}
-    slurm.close()
+    gres = "Invalid generic resource (gres) specification"
+    for wrong, hint in (("no such partition", ""), (gres, "; --slurm.gpus 0 asks for no GPU")):
+        sbatch.write_text(f"#!/bin/sh\necho 'sbatch: error: {wrong}' >&2; exit 1\n")
+        slurm = build()
+        slurm.start(small.job("c", ""))
+        with pytest.raises(ConfigError) as told:
+            slurm.ended()
+        assert str(told.value) == f"Slurm takes no such jobs: sbatch: error: {wrong}{hint}"
+        assert capsys.readouterr().err == "", "sbatch's own words are in the one line"
+        assert slurm.waiting() == {"c"}
+        slurm.close()
 
 
 @pytest.mark.parametrize(("minutes", "seconds"), [(1, 15), (6, 90), (240, 90)])
