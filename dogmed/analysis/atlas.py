@@ -107,12 +107,13 @@ def draw_layer(
     rows = [-(-len(group.channels) // across) for group in groups]
     label, apart, gap = 1.15, 0.35, 0.09  # inches: names, between panels, between groups
     width = label + len(panels) * across * TILE + (len(panels) - 1) * apart + 0.05
-    width = max(width, 4.6)
-    height = sum(rows) * TILE + gap * len(groups) + 0.85
+    width = max(width, 0.09 * max(map(len, title.split("\n"))))
+    head = 0.1 + 0.17 * len(title.split("\n")) + 0.25 * any(name for name, _ in panels)
+    height = sum(rows) * TILE + gap * len(groups) + head + 0.4
     figure = Figure(figsize=(width, height))
     for column, (name, kernels) in enumerate(panels):
         left = label + column * (across * TILE + apart)
-        top = height - 0.5
+        top = height - head
         if name:
             figure.text(left / width, (top + 0.04) / height, name, fontsize=8.5, va="bottom")
         for group, count in zip(groups, rows, strict=True):

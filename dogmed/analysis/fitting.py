@@ -6,8 +6,8 @@ numbers: least squares under that constraint, which three facts make exact and c
 kernels at once:
 
 - the functions' parities split the six: dx, dy and dxy are each orthogonal to all others;
-- of the three that are left (n, dxx, dyy) the best non-negative combination is one of seven
-  unconstrained ones, the best of those that are feasible;
+- of the three that are left (n, dxx, dyy) the best non-negative combination is the best feasible one of
+  the seven unconstrained ones of one, two or three functions;
 - inner products of kernels are products of inner products of one-dimensional integrals.
 
 What remains is a search over two widths for each kernel: the best pairs of a grid, which all kernels
@@ -17,7 +17,6 @@ of two functions is nearly flat or a single cell, the family has a limit and no 
 
 from __future__ import annotations
 
-import itertools
 import math
 from typing import NamedTuple
 
@@ -41,8 +40,8 @@ SINGULAR = 1e-9  # determinant of normalised functions below which one of them i
 CANCELLED = 1e-9  # share of a function's square that is left of a difference of two, and is none
 CHUNK = 128  # kernels against all pairs at once
 
-_EVEN, _ALONE = (0, 3, 4), (1, 2, 5)  # of FUNCTIONS: n, dxx, dyy; dx, dy, dxy
-_SUBSETS = [s for size in (1, 2, 3) for s in itertools.combinations(range(3), size)]
+_EVEN, _ALONE = [0, 3, 4], [1, 2, 5]  # of FUNCTIONS: n, dxx, dyy; dx, dy, dxy
+_SUBSETS = [[0, 1], [0, 2], [1, 2], [0, 1, 2]]  # of the even ones, besides one alone
 
 
 class Fit(NamedTuple):
@@ -76,8 +75,7 @@ def fit(kernels: Tensor, extent: float | None = None, *, single: bool = False) -
     unit = kernels / torch.where(norm > 0, norm, 1)[:, None, None]
     search = _Search(size, extent, single)
     sigma = torch.cat([search.refine(part, search.starts(part)) for part in unit.split(CHUNK)])
-    _, amounts = search.solve(unit, sigma[:, None])
-    amounts = amounts[:, 0]
+    amounts = search.amounts(unit, sigma[:, None])[:, 0]
     fitted = dog_kernels(sigma, amounts, size, extent)
     total = amounts.sum(1)
     return Fit(
@@ -131,7 +129,7 @@ class _Search:
         along_x = torch.einsum("cyx,gqx->cgqy", kernels, self.rows)
         products = _functions(torch.einsum("cgqy,gpy->cgpq", along_x, self.rows))  # (C, G, 6)
         products = products[:, :, None] - products[:, None]
-        energy, _ = _best_amounts(self.gram, products, self.single)  # (C, G, G)
+        energy = _best_energy(self.gram, products, self.single)  # (C, G, G)
         tops = torch.nn.functional.max_pool2d(energy, 3, stride=1, padding=1)
         peaks = torch.where(energy == tops, energy, -1).flatten(1)
         best = peaks.topk(STARTS, dim=1).indices  # (C, S)
@@ -160,16 +158,22 @@ class _Search:
             step = torch.where(near, 0.35 * step, 1.4 * step).clamp(*STEP)
         return _widths(at.take_along_dim(best.argmax(1)[:, None, None], 1)[:, 0])
 
-    def solve(self, kernels: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-        """Energy (C, T) and amounts (C, T, 6) of the best combination at widths (C, T, 2)."""
+    def energy(self, kernels: Tensor, sigma: Tensor) -> Tensor:
+        """The energy (C, T) of the best combination at widths (C, T, 2)."""
+        return _best_energy(*self._products(kernels, sigma), self.single)
+
+    def amounts(self, kernels: Tensor, sigma: Tensor) -> Tensor:
+        """The amounts (C, T, 6) of the best combination at widths (C, T, 2)."""
+        return _best_amounts(*self._products(kernels, sigma), self.single)
+
+    def _products(self, kernels: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         rows = gaussian_integrals(sigma, self.edges)  # (C, T, 2, 3, K)
         along_x = torch.einsum("cyx,cnx->cny", kernels, rows.flatten(1, 3)).view_as(rows)
         products = _functions(rows @ along_x.mT)  # (C, T, 2, 6)
-        return _best_amounts(_gram(rows), products[..., 0, :] - products[..., 1, :], self.single)
+        return _gram(rows), products[..., 0, :] - products[..., 1, :]
 
     def _energy(self, kernels: Tensor, points: Tensor) -> Tensor:
-        energy, _ = self.solve(kernels, _widths(points.flatten(1, 2)))
-        return energy.view(points.shape[:-1])
+        return self.energy(kernels, _widths(points.flatten(1, 2))).view(points.shape[:-1])
 
     def _inside(self, points: Tensor) -> Tensor:
         """Keep points (..., 2), mean and half difference of the widths' logarithms, in the range."""
@@ -224,54 +228,78 @@ def _gram(rows: Tensor) -> Tensor:
     return torch.where(square & (left < CANCELLED * total), 0, left)
 
 
-def _best_amounts(gram: Tensor, products: Tensor, single: bool) -> tuple[Tensor, Tensor]:
-    """The best non-negative combination: its energy (...) and the amount of each D_i (..., 6).
+class _Normalised(NamedTuple):
+    """The six differences D_i made to functions of unit length; one that is rounding alone is 0."""
 
-    Args:
-        gram: as of ``_gram``.
-        products: of the D_i with the kernel, (..., 6).
-        single: of one function alone.
-    """
-    even, alone = gram[..., :9].unflatten(-1, (3, 3)), gram[..., 9:]
-    squares = torch.stack(
-        [even[..., 0, 0], alone[..., 0], alone[..., 1], even[..., 1, 1], even[..., 2, 2],
-         alone[..., 2]], dim=-1,
-    )  # fmt: skip
-    there = squares > torch.finfo(squares.dtype).tiny
-    length = torch.where(there, squares, 1).sqrt()
-    b = torch.where(there, products / length, 0)  # with functions of unit length
-    alone_b = b.clamp(min=0)
+    length: Tensor
+    """(..., 6)"""
+    cosines: Tensor
+    """Of the even ones with one another: (..., 3, 3)."""
+    products: Tensor
+    """With the kernel, (..., 6)."""
+
+    @classmethod
+    def of(cls, gram: Tensor, products: Tensor) -> _Normalised:
+        """From what ``_gram`` gives, (..., 12), and products with the kernel, (..., 6)."""
+        even, alone = gram[..., :9].unflatten(-1, (3, 3)), gram[..., 9:]
+        square = torch.zeros_like(gram[..., :6])
+        square[..., _EVEN], square[..., _ALONE] = even.diagonal(dim1=-2, dim2=-1), alone
+        there = square > torch.finfo(square.dtype).tiny
+        length = torch.where(there, square, 1).sqrt()
+        e, used = length[..., _EVEN], there[..., _EVEN]
+        cosines = even / (e[..., None] * e[..., None, :])
+        cosines = torch.where(used[..., None] & used[..., None, :], cosines, 0)
+        return cls(length, cosines, torch.where(there, products / length, 0))
+
+
+def _best_energy(gram: Tensor, products: Tensor, single: bool) -> Tensor:
+    """The energy (...) of the best non-negative combination, or of the best function alone."""
+    d = _Normalised.of(gram, products)
+    alone = d.products.clamp(min=0).square()
     if single:
-        energy, which = alone_b.square().max(-1)
-        chosen = torch.nn.functional.one_hot(which, 6)
-        return energy, chosen * alone_b / length
-    e = list(_EVEN)
-    cosines = even / (length[..., e, None] * length[..., None, e])
-    energy, c = _best_of_even(cosines, b[..., e], there[..., e])
-    amounts = alone_b.clone()
-    amounts[..., e] = c
-    return energy + alone_b[..., list(_ALONE)].square().sum(-1), amounts / length
-
-
-def _best_of_even(cosines: Tensor, b: Tensor, there: Tensor) -> tuple[Tensor, Tensor]:
-    """The best feasible one of the seven combinations of three functions of unit length."""
-    energy = torch.zeros_like(b[..., 0])
-    amounts = torch.zeros_like(b)
-    eye = torch.eye(3, dtype=b.dtype)
+        return alone.amax(-1)
+    best = alone[..., _EVEN].amax(-1)
     for subset in _SUBSETS:
-        used = torch.tensor([k in subset for k in range(3)])
-        g = torch.where(used[:, None] & used, cosines, 0) + eye * ~used
-        g = torch.where(eye.bool(), 1, g)
-        adjugate = torch.stack(
-            [torch.linalg.cross(g[..., (k + 1) % 3, :], g[..., (k + 2) % 3, :]) for k in range(3)],
-            dim=-1,
-        )
-        det = (g[..., 0, :] * adjugate[..., :, 0]).sum(-1)
-        inverse = adjugate / torch.where(det > SINGULAR, det, 1)[..., None, None]
-        c = (inverse * torch.where(used, b, 0)[..., None, :]).sum(-1)
-        usable = (det > SINGULAR) & (there | ~used).all(-1) & (c >= 0).all(-1)
-        gained = torch.where(usable, (c * b).sum(-1), 0)
-        better = gained > energy
-        energy = torch.where(better, gained, energy)
-        amounts = torch.where(better[..., None], c, amounts)
-    return energy, amounts
+        best = torch.maximum(best, _combination(d, subset)[1])
+    return best + alone[..., _ALONE].sum(-1)
+
+
+def _best_amounts(gram: Tensor, products: Tensor, single: bool) -> Tensor:
+    """The amount of each D_i (..., 6) in that combination."""
+    d = _Normalised.of(gram, products)
+    alone = d.products.clamp(min=0)
+    best, which = (alone if single else alone[..., _EVEN]).square().max(-1)
+    if single:
+        return torch.nn.functional.one_hot(which, 6) * alone / d.length
+    even = torch.nn.functional.one_hot(which, 3) * alone[..., _EVEN]
+    for subset in _SUBSETS:
+        amounts, energy = _combination(d, subset)
+        full = torch.zeros_like(even)
+        full[..., subset] = torch.stack(amounts, dim=-1)
+        even = torch.where((energy > best)[..., None], full, even)
+        best = torch.maximum(best, energy)
+    found = alone.clone()
+    found[..., _EVEN] = even
+    return found / d.length
+
+
+def _combination(d: _Normalised, subset: list[int]) -> tuple[list[Tensor], Tensor]:
+    """The best combination of two or three even functions, and its energy (...), 0 if not feasible."""
+    b = [d.products[..., _EVEN[k]] for k in subset]
+    if len(subset) == 2:
+        x = d.cosines[..., subset[0], subset[1]]
+        det, rows = 1 - x * x, [[1, -x], [-x, 1]]
+    else:
+        x, y, z = (d.cosines[..., i, j] for i, j in ((0, 1), (0, 2), (1, 2)))
+        det = 1 + 2 * x * y * z - x * x - y * y - z * z
+        xy, xz, yz = x * y - z, x * z - y, y * z - x
+        rows = [[1 - z * z, yz, xz], [yz, 1 - y * y, xy], [xz, xy, 1 - x * x]]
+    usable = det > SINGULAR
+    det = torch.where(usable, det, 1)
+    amounts = [
+        sum((cell / det * p for cell, p in zip(row, b, strict=True)), 0 * b[0]) for row in rows
+    ]
+    energy = sum((c * p for c, p in zip(amounts, b, strict=True)), 0 * b[0])
+    for c in amounts:
+        usable = usable & (c >= 0)
+    return amounts, torch.where(usable, energy, 0)

@@ -88,7 +88,7 @@ def _say(found: Study, tables: Any, output: Console) -> None:
     from dogmed.analysis.patterns import TITLES
 
     origin = found.origin
-    output.line(f"\n{found.trained.title}; before: {origin.title} ({origin.note})")
+    output.line(f"\n{found.trained.title}; before: {origin.title} – {origin.note}")
     for table in tables:
         if table.name not in ("patterns", "changes", "explained"):
             continue

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from importlib import resources
 from typing import Any
 
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 
 from dogmed.analysis.atlas import SCALE_NOTE, data_uri
 from dogmed.analysis.kernels_pictures import groups, kernel_and_fit, ranked
-from dogmed.analysis.kernels_plots import FILE, PAGE, VARIABLES, charts
+from dogmed.analysis.kernels_plots import DARK, FILE, PAGE, VARIABLES, charts
 from dogmed.analysis.kernels_study import LayerStudy, Study
 from dogmed.analysis.kernels_tables import DEFINITIONS, Table, caption
 from dogmed.analysis.output import shown
@@ -31,7 +32,7 @@ def page(study: Study, tables: list[Table]) -> str:
         study=study,
         record=study.trained.record,
         css=Markup(files.joinpath("kernels.css").read_text(encoding="utf-8")),
-        inks=Markup("".join(f"--p-{n.replace('_', '-')}:{c};" for n, c in FILE.patterns.items())),
+        inks=[_inks(FILE.patterns), _inks(DARK)],
         tables=tables,
         charts=[
             (chart, Markup(to_svg(chart.draw(PAGE), f"k-{chart.name}", VARIABLES)))
@@ -70,6 +71,11 @@ def _tiles(layer: LayerStudy) -> list[dict[str, Any]]:
         }
         for group in groups(layer)
     ]
+
+
+def _inks(colours: Mapping[str, str]) -> Markup:
+    """The stylesheet's variables that ``VARIABLES`` refers to."""
+    return Markup("".join(f"--p-{n.replace('_', '-')}:{c};" for n, c in colours.items()))
 
 
 def _picture(kernel: NDArray[np.float64]) -> Markup:

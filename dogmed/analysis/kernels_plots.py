@@ -35,6 +35,10 @@ class Ink(NamedTuple):
 FILE = Ink("#1b1f24", "#6b737c", "#e3e6ea", dict(zip(NAMES, (
     "#1f5fbf", "#86b3f0", "#0b7a53", "#74c9a5", "#c2570c", "#f0a868", "#7b2fa0", "#b07fd0", "#d9589c",
     "#8a8f96", "#b9bec5", "#d8dce1"), strict=True)))  # fmt: skip
+DARK = FILE.patterns | {
+    "on_center": "#4d8fe8", "on_cross": "#2aa877", "dx": "#e07b2f", "dxx": "#a55fce", "none": "#3d444c",
+}  # fmt: skip
+"""Of the patterns, on a dark page."""
 PAGE = Ink("#01ff01", "#01ff02", "#01ff03", {n: f"#01ff{k + 16:02x}" for k, n in enumerate(NAMES)})
 VARIABLES = {PAGE.text: "var(--ink)", PAGE.faint: "var(--faint)", PAGE.grid: "var(--grid)"} | {
     colour: f"var(--p-{name.replace('_', '-')})" for name, colour in PAGE.patterns.items()

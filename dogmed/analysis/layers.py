@@ -125,7 +125,7 @@ def find_origin(trained: Trained, before: str | None, weights_dir: Path | None) 
             init,
             f"{path} is not what its training began with (sha256): name that with --before",
         )
-    sure = "the same sha256" if expected else "by its name; the record tells no more"
+    sure = "same sha256" if expected else "by its name; the record tells no more"
     return Origin(first.model, first.title, f"what its training began with ({sure})")
 
 
