@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from dogmed.finetune.report.cells import Cell, Row, Table, interval, percent, te
 from dogmed.finetune.report.grouping import Group, TestSet
 from dogmed.finetune.report.reading import Run
 from dogmed.metrics import decide
+from dogmed.models.cost import describe_cost
 
 _METRICS = {
     "acc": "ACC", "auc": "AUC", "balanced_accuracy": "balanced ACC", "macro_f1": "macro F1",
@@ -94,9 +95,17 @@ def on_gpu(run: Run) -> bool:
     return set(run.result.get("peak_memory", {})) - {"host_bytes"} != set()
 
 
+def _size(result: Mapping[str, Any]) -> tuple[str, str]:
+    """Parameters and MACs, small ones in smaller units."""
+    if "parameters" not in result or "macs" not in result:
+        return "–", "–"
+    parameters, macs = describe_cost(result["parameters"], result["macs"]).split(", ")
+    return parameters.removesuffix(" parameters"), macs
+
+
 def cost(sets: Sequence[TestSet], found: Analysis) -> Table:
     """What the setups took: the one table (with its picture) that no two sittings of the same runs share."""
-    columns = ["ACC, %", "parameters, M", "GMAC an image", "time a run", "device-hours, all seeds",
+    columns = ["ACC, %", "parameters", "MACs an image", "time a run", "device-hours, all seeds",
                "images/s", "device"]  # fmt: skip
     table = Table("cost", "Cost", "model", [Cell(c) for c in columns])
     for one in sets:
@@ -115,8 +124,7 @@ def cost(sets: Sequence[TestSet], found: Analysis) -> Table:
             )
             table.rows.append(Row(text(group.setup.name, one.name), [
                 Cell(percent(acc.value), interval(acc.low, acc.high)),
-                Cell(f"{result['parameters'] / 1e6:.3f}" if "parameters" in result else "–"),
-                Cell(f"{result['macs'] / 1e9:.3f}" if "macs" in result else "–"),
+                *(Cell(part) for part in _size(result)),
                 Cell(duration(mean)),
                 Cell(f"{sum(map(hours, runs)):.3f}"),
                 Cell(f"{sum(pace) / len(pace):,.0f}" if pace else "–"),

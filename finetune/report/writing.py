@@ -45,11 +45,14 @@ def markdown(report: Report) -> str:
 
 
 def latex(report: Report) -> str:
-    """Write the report as a LaTeX document; each table can be taken out of it as it stands."""
+    """Write the report as a LaTeX document; each table can be taken out of it as it stands.
+
+    Tables stand where they are written ([H], package float): so many of them could not float.
+    """
     parts = [
         "\\documentclass{article}", "\\usepackage[T1]{fontenc}",
         "\\usepackage[a4paper,landscape,margin=15mm]{geometry}",
-        "\\usepackage{amssymb,booktabs,graphicx,longtable}", "\\begin{document}", f"\\section*{{{TITLE}}}",
+        "\\usepackage{amssymb,booktabs,float,graphicx,longtable}", "\\begin{document}", f"\\section*{{{TITLE}}}",
     ]  # fmt: skip
     if report.synthetic:
         parts.append(f"\\textbf{{{tex(report.synthetic)}}}\n")
@@ -207,14 +210,14 @@ def _tex_table(table: Table) -> str:
         again = ["\\toprule", head, "\\midrule"]
         begin = ["{\\scriptsize", f"\\begin{{longtable}}{{{spec}}}", caption + r" \\"]
         begin += [*again, "\\endfirsthead", *again, "\\endhead"]
-        end = ["\\bottomrule", "\\end{longtable}}", "\\clearpage"]
+        end = ["\\bottomrule", "\\end{longtable}}"]
         return "\n".join(["", f"% {table.key}", *begin, *rows, *end])
     body = [f"\\begin{{tabular}}{{{spec}}}", "\\toprule", head, "\\midrule", *rows, "\\bottomrule",
             "\\end{tabular}"]  # fmt: skip
     if len(table.columns) > WIDE:
         body = ["\\resizebox{\\linewidth}{!}{%", *body, "}"]
-    top = ["", f"% {table.key}", "\\begin{table}[htbp]", "\\centering\\footnotesize"]
-    return "\n".join([*top, caption, *body, "\\end{table}", "\\clearpage"])
+    top = ["", f"% {table.key}", "\\begin{table}[H]", "\\centering\\footnotesize"]
+    return "\n".join([*top, caption, *body, "\\end{table}"])
 
 
 def _tex_row(row: Row) -> str:
