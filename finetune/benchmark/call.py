@@ -45,6 +45,7 @@ def tracked_call(cells: Sequence[Cell], out: Path) -> Iterator[None]:
         tags[tracking.PARENT_TAG] = config.parent_run
     tasks = list(dict.fromkeys(cell.data.task.name for cell in cells))
     what = ", ".join(tasks) if len(tasks) < 4 else f"{len(tasks)} tasks"
+    print(f"MLflow at {tracking.shown(uri)}", flush=True)  # a new store takes seconds to set up
     with FileLock(folder / ".lock"):
         run = tracking.Run.start(
             uri,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -43,10 +43,10 @@ class Trial:
     text: str
 
 
-def describe(cells: Sequence[Cell], slots: int) -> str:
-    """Tell the cells with their states, hours, memory and disk; nothing is written.
+def describe(cells: Sequence[Cell], slots: int) -> Iterator[str]:
+    """Tell the cells with their states at once, then, as they are found, hours, memory and disk.
 
-    A few real steps are done for each model, on noise in the form of the first task.
+    A few real steps are done for each model, on noise in the form of the first task. Nothing is written.
 
     Args:
         cells: as ``find_cells`` and ``check_weights`` leave them.
@@ -56,30 +56,30 @@ def describe(cells: Sequence[Cell], slots: int) -> str:
     config = cells[0].config
     device = find_device(config.device)
     todo = [cell for cell in cells if cell.state == "to do"]
-    trials = {
-        cell.config.model: _try(replace(cell.config, init="scratch"), cell.data.task, device)
-        for cell in {cell.config.model: cell for cell in reversed(todo)}.values()
-    }
-    lines = [f"{_state(cell):<12}{cell.title}" for cell in cells]
-    lines += [f"model       {model}: {trial.text}" for model, trial in sorted(trials.items())]
+    yield from (f"{_state(cell):<12}{cell.title}" for cell in cells)
+    yield (
+        f"cells       {len(cells)}: {len(todo)} to do, "
+        f"{sum(cell.state == 'done' for cell in cells)} done, "
+        f"{sum(cell.state == 'no weights' for cell in cells)} without weights"
+    )
+    trials: dict[str, Trial] = {}
+    for model, cell in sorted({cell.config.model: cell for cell in reversed(todo)}.items()):
+        trials[model] = _try(replace(cell.config, init="scratch"), cell.data.task, device)
+        yield f"model       {model}: {trials[model].text}"
     seconds = sum(start_up + _seconds(cell, trials[cell.config.model]) for cell in todo)
     memory = max((trial.memory for trial in trials.values()), default=0)
     out = config.out.expanduser()
-    return "\n".join(
-        [
-            *lines,
-            f"cells       {len(cells)}: {len(todo)} to do, "
-            f"{sum(cell.state == 'done' for cell in cells)} done, "
-            f"{sum(cell.state == 'no weights' for cell in cells)} without weights",
-            f"time        {seconds / 3600:,.2f} {device.type.upper()}-hours, {duration(seconds / slots)} with "
-            f"{slots} at once: steps on {device} as tried, validation, scoring, and "
-            f"{duration(start_up)} for each start",
-            f"memory      from {human(memory)} on the device for the largest model",
-            f"disk        {human(_data_bytes(todo))} to prepare data (downloads not counted), "
-            f"{human(_run_bytes(todo, trials))} for checkpoints; {human(_free(out))} free at {out}",
-            "dry run: nothing was written",
-        ]
+    yield (
+        f"time        {seconds / 3600:,.2f} {device.type.upper()}-hours, {duration(seconds / slots)} with "
+        f"{slots} at once: steps on {device} as tried, validation, scoring, and "
+        f"{duration(start_up)} for each start"
     )
+    yield f"memory      from {human(memory)} on the device for the largest model"
+    yield (
+        f"disk        {human(_data_bytes(todo))} to prepare data (downloads not counted), "
+        f"{human(_run_bytes(todo, trials))} for checkpoints; {human(_free(out))} free at {out}"
+    )
+    yield "dry run: nothing was written"
 
 
 def _try(config: FinetuneConfig, task: Task, device: torch.device) -> Trial:

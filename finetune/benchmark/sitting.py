@@ -7,6 +7,7 @@ that holds its folder's lock.
 
 from __future__ import annotations
 
+import resource
 import sys
 import time
 from collections.abc import Sequence
@@ -26,6 +27,7 @@ from dogmed.finetune.executors.drive import Drive, Started
 from dogmed.runs import write_atomic
 
 ATTEMPTS = 2  # of a cell, in one sitting
+FILES = 256  # that this process may have open beside the claims of its cells
 
 
 def benchmark(
@@ -54,14 +56,14 @@ def benchmark(
     if first.dry_run:
         from dogmed.finetune.benchmark.estimate import describe
 
-        print(describe(cells, executor.slots))
+        for line in describe(cells, executor.slots):
+            print(line, flush=True)
         return 0
     console = Console(True)
     results = out / "benchmark" / "results.csv"
     sitting = Sitting(cells, executor, console, out)
     done = sum(cell.state == "done" for cell in cells)
-    at_once = min(executor.slots, max(1, sum(cell.state == "to do" for cell in cells)))
-    console.line(f"{len(cells)} cells, {done} of them done already; {at_once} at once")
+    console.line(f"{len(cells)} cells, {done} of them done already; {sitting.slots} at once")
     try:
         if any(cell.state == "to do" for cell in cells):
             with tracked_call(cells, out):
@@ -90,7 +92,8 @@ class Sitting:
         self.cells = cells
         self._queue = [cell for cell in cells if cell.state == "to do"]
         self.folder = out / "benchmark" / "cells"
-        self.board = board.Board(cells, executor.slots, console)
+        self.slots = _claims_allowed(min(executor.slots, max(1, len(self._queue))))
+        self.board = board.Board(cells, self.slots, console)
         self._drive = Drive(executor, console)
         self._running: dict[str, Cell] = {}
         self._claims: dict[str, FileLock] = {}
@@ -124,7 +127,7 @@ class Sitting:
     def fill(self) -> None:
         """Start cells that nobody runs, while there is room."""
         for cell in list(self._queue):
-            if len(self._running) >= self._drive.executor.slots:
+            if len(self._running) >= self.slots:
                 return
             claim = FileLock(self._file(cell, "claim"), timeout=0)
             try:
@@ -216,6 +219,18 @@ def _refuse_missing(
             f"{count} of {len(cells)} cells have no initial weights; nothing was started. "
             "Make them as told above, or give --skip-missing to do the others"
         )
+
+
+def _claims_allowed(wanted: int) -> int:
+    """How many of so many cells may be under way at once, each with an open file, its claim.
+
+    The soft limit of open files (``ulimit -n``) is raised towards the hard one where that takes it.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if 0 <= soft < wanted + FILES:
+        soft = wanted + FILES if hard < 0 else min(wanted + FILES, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    return wanted if soft < 0 else max(1, min(wanted, soft - FILES))
 
 
 def _name(cell: Cell) -> str:

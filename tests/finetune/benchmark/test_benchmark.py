@@ -6,6 +6,7 @@ import contextlib
 import csv
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -28,7 +29,7 @@ from dogmed.errors import ConfigError, Interrupted, WeightsError
 from dogmed.finetune.benchmark.board import Board, seconds_left
 from dogmed.finetune.benchmark.cells import find_cells
 from dogmed.finetune.benchmark.matrix import BenchmarkConfig, combine
-from dogmed.finetune.benchmark.sitting import benchmark
+from dogmed.finetune.benchmark.sitting import FILES, _claims_allowed, benchmark
 from dogmed.finetune.config import FinetuneConfig
 from dogmed.finetune.executors.base import Job
 from dogmed.finetune.executors.local import Local
@@ -261,6 +262,20 @@ def test_a_cell_that_another_benchmark_has_claimed_is_left_to_it(parse: Parse, o
     worker.join()
     assert [name.rpartition("+")[2] for name in here.started] == ["seed1", "seed0"]
     assert [cell.state for cell in find_cells(runs)] == ["done", "done"]
+
+
+def test_claims_are_open_files_and_as_many_as_the_system_allows() -> None:
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    pid = os.fork()
+    if not pid:  # a hard limit once lowered stays so
+        resource.setrlimit(resource.RLIMIT_NOFILE, (FILES, 2 * FILES))
+        few = _claims_allowed(10), resource.getrlimit(resource.RLIMIT_NOFILE)
+        many = _claims_allowed(1000), resource.getrlimit(resource.RLIMIT_NOFILE)
+        right = few == (10, (FILES + 10, 2 * FILES)) and many == (FILES, (2 * FILES, 2 * FILES))
+        os._exit(0 if right else 1)
+    assert os.waitpid(pid, 0)[1] == 0
+    assert _claims_allowed(1) == 1
+    assert resource.getrlimit(resource.RLIMIT_NOFILE) == limits
 
 
 def test_the_time_left_follows_each_model_s_pace(parse: Parse) -> None:
