@@ -28,7 +28,7 @@ THESIS_TABLES = ("4.6", "4.7")  # of vanilla training
 
 def draw(found: Found, base: Path) -> list[Path]:
     """Draw as ``<base>.png`` and ``<base>.svg``; returns both."""
-    figure = _rescale_figure(found) if found.protocol.factors else _resolutions_figure(found)
+    figure = figure_of(found)
     paths = [base.with_suffix(".png"), base.with_suffix(".svg")]
     for path in paths:
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -46,6 +46,11 @@ def draw(found: Found, base: Path) -> list[Path]:
         finally:
             temporary.unlink(missing_ok=True)
     return paths
+
+
+def figure_of(found: Found) -> Figure:
+    """Scores against factors, or against resolutions."""
+    return _rescale_figure(found) if found.protocol.factors else _resolutions_figure(found)
 
 
 def _resolutions_figure(found: Found) -> Figure:

@@ -75,6 +75,8 @@ class Subject:
                 some = ", ".join(map(str, sorted(refused)))
                 notes.append(f"{title}: left out {some} px: it {refused[max(refused)]}")
             sides[fit] = tuple(pair for pair in wanted if pair[1] not in refused)
+            if not sides[fit]:
+                raise ConfigError(f"{title} {refused[max(refused)]}, and nothing larger is tried")
         kernels: tuple[int | None, ...] = (None,) if own is None else _kernels(protocol, own)
         return cls(title, evaluation, own, kernels, sides, bool(protocol.factors), tuple(notes))
 

@@ -1,4 +1,4 @@
-"""What ``dogmed analyze scale`` writes: every number as JSON and CSV, tables as Markdown, pictures."""
+"""What ``dogmed analyze scale`` writes: every number as JSON and CSV, tables, a page, pictures."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from dogmed.analysis.images import Fit
 from dogmed.analysis.output import track, write_json
 from dogmed.analysis.scale import Protocol, ScaleConfig, folder_of_all, params_of
 from dogmed.analysis.scale_curves import Curve, curves
+from dogmed.analysis.scale_page import page
 from dogmed.analysis.scale_points import (
     ALPHA,
     Change,
@@ -104,16 +105,19 @@ def write(
     write_atomic(folder / f"{name}.csv", csv_text(CSV_COLUMNS, rows))
     write_atomic(folder / f"{name}.md", markdown(title, [*lead, _machine(facts)], tables))
     pictures = scale_pictures.draw(found, folder / name)
+    drawn = scale_pictures.figure_of(found)
+    write_atomic(folder / f"{name}.html", page(title, [*lead, _machine(facts)], tables, drawn))
     for table in tables:
         if table.printed:
             output.line(f"\n{table.title}")
             console.table([tuple(row) for row in [table.head, *table.rows]])
     for line in lead:
         output.line(f"\n{line}" if line is lead[0] else line)
-    files = [folder / f"{name}.{suffix}" for suffix in ("json", "csv", "md")] + pictures
+    files = [folder / f"{name}.{suffix}" for suffix in ("json", "csv", "md", "html")] + pictures
     if config.tracking == "mlflow":
+        (folder / name).mkdir(exist_ok=True)  # a ledger for each protocol
         track(
-            folder, config.out, "scale", f"{name} {' | '.join(s.title for s in subjects)}",
+            folder / name, config.out, "scale", f"{name} {' | '.join(s.title for s in subjects)}",
             params=params_of(config), scores=_figures(found), files=files,
         )  # fmt: skip
     output.line(f"\n{folder}: {', '.join(path.name for path in files)}")

@@ -25,6 +25,18 @@ class Place(NamedTuple):
     """0 where factors are what is varied: models of several sizes then share it."""
 
 
+class Cell(str):
+    """What a cell says, and what a page has room for besides: the interval."""
+
+    detail = ""
+
+    @classmethod
+    def of(cls, text: str, detail: str) -> Cell:
+        cell = cls(text)
+        cell.detail = detail
+        return cell
+
+
 @dataclass
 class Table:
     title: str
@@ -66,7 +78,7 @@ def scores_table(
     for subject in subjects:
         for kernel in subject.kernels:
             mine = {
-                place_of(m): m.scores[metric].value
+                place_of(m): m.scores[metric]
                 for m in told
                 if m.subject is subject and m.point.kernel == kernel
             }
@@ -129,7 +141,7 @@ def choices_table(title: str, subjects: Sequence[Subject], found: Sequence[Choic
             [subject.title, "kernel chosen on val"]
             + ["–" if c is None else str(c.test.point.kernel) for c in chosen],
             ["", "score on test"]
-            + [_percent(None if c is None else c.test.scores[metric].value) for c in chosen],
+            + [_percent(None if c is None else c.test.scores[metric]) for c in chosen],
             ["", "minus own kernel"]
             + [
                 "–" if c is None else "own" if c.change is None else _change(c.change)
@@ -157,8 +169,8 @@ def summary_table(title: str, found: Sequence[Curve]) -> Table:
         table.rows.append([
             curve.subject.title, curve.name,
             interval(Score(mean.value, mean.low, mean.high)), gain,
-            _percent(one.scores[curve.metric].value),
-            f"{_percent(worst.scores[curve.metric].value)} (×{worst.point.at:.3g})",
+            _percent(one.scores[curve.metric]),
+            f"{_percent(worst.scores[curve.metric])} (×{worst.point.at:.3g})",
             "–" if kept is None else f"{kept.value:.3f} [{kept.low:.3f}, {kept.high:.3f}]",
         ])  # fmt: skip
     table.note = (
@@ -276,7 +288,11 @@ def _heads(places: Sequence[Place]) -> list[str]:
 
 
 def _change(change: Change | None) -> str:
-    return "–" if change is None else f"{100 * change.difference.value:+.2f} {change.word}"
+    if change is None:
+        return "–"
+    d = change.difference
+    detail = f"[{100 * d.low:+.2f}, {100 * d.high:+.2f}], p {change.p_holm:.2g}"
+    return Cell.of(f"{100 * d.value:+.2f} {change.word}", detail)
 
 
 def _gain(curve: Curve, own: Curve) -> str:
@@ -284,8 +300,10 @@ def _gain(curve: Curve, own: Curve) -> str:
     return f"{100 * d.value:+.2f} [{100 * d.low:+.2f}, {100 * d.high:+.2f}], p {d.p:.2g}"
 
 
-def _percent(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:.2f}"
+def _percent(score: Score | None) -> str:
+    if score is None:
+        return "–"
+    return Cell.of(f"{100 * score.value:.2f}", f"[{100 * score.low:.2f}, {100 * score.high:.2f}]")
 
 
 def _line(cells: Sequence[str]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -104,9 +105,10 @@ def test_every_number_of_the_tables_is_in_the_csv_and_json_files(
     assert scale(*paths, "--resolutions", 28, 39, "--fit", "resize", "--kernel-sizes", 5) == 0
     (folder,) = (tmp_path / "out" / "analysis" / "scale").glob("2-models-*")
     found = content(tmp_path)
-    names = {"scale.json", "scale.csv", "scale.md", "scale.png", "scale.svg"}
+    names = {f"scale.{suffix}" for suffix in ("json", "csv", "md", "html", "png", "svg")}
     assert {file.name for file in folder.iterdir()} == names
-    text = (folder / "scale.md").read_text()
+    text, page = ((folder / name).read_text() for name in ("scale.md", "scale.html"))
+    assert "<svg" in page and "http" not in re.sub(r"<svg.*?</svg>", "", page, flags=re.S)
     rows = list(csv.DictReader((folder / "scale.csv").open()))
     assert len(rows) == 2 * len(found["points"])  # acc and auc
     for point in found["points"]:
@@ -118,7 +120,10 @@ def test_every_number_of_the_tables_is_in_the_csv_and_json_files(
                 and row["metric"] == name
             ]  # fmt: skip
             assert [float(row[key]) for key in ("value", "low", "high")] == list(score.values())
-            assert point["split"] == "val" or f"{100 * score['value']:.2f}" in text
+            told = f"{100 * score['value']:.2f}<small>[{100 * score['low']:.2f}, {100 * score['high']:.2f}]"
+            assert point["split"] == "val" or (
+                f"{100 * score['value']:.2f}" in text and told in page
+            )
     assert {row["word"] for row in rows if row["own_kernel"] == "False" and row["split"] == "test"} <= {
         "better", "worse", "noise"
     }  # fmt: skip
