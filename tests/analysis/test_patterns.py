@@ -84,10 +84,9 @@ def test_a_learned_kernel_is_named_after_the_function_that_explains_it() -> None
     torch.manual_seed(0)
     conv = DoGConv2d(40)
     names, kernels = dog_patterns(layer_of(conv)), conv.kernel()[:, 0].detach().double()
-    there = (
-        kernels.abs().amax((1, 2)).numpy() > 1e-3
-    )  # below, it is float32's rounding that is fitted
-    derivative = there & ~np.char.startswith(names, "on") & ~np.char.startswith(names, "off")
+    # far below a cell, the 0.7% of d2/dx2 in a mixture outweighs its 98% of d2/dxdy
+    wide = conv.sigma.detach().abs().amax(1).numpy() > 0.3
+    derivative = wide & ~np.char.startswith(names, "on") & ~np.char.startswith(names, "off")
     assert derivative.sum() >= 15
     found = fitted_patterns(fit(kernels[derivative], single=True))
     assert found.tolist() == names[derivative].tolist()

@@ -1,0 +1,227 @@
+"""``dogmed analyze kernels``: first weights drawn again, tables that add up, wrong requests in one line."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+
+import dogmed.models  # noqa: F401  (registers DoGNeXt)
+from dogmed import cli, config
+from dogmed.analysis.layers import depthwise_layers, find_origin
+from dogmed.errors import ConfigError
+from dogmed.finetune.config import FinetuneConfig
+from dogmed.finetune.run import finetune
+from dogmed.models.trained import open_trained
+from dogmed.models.weights import read_weights, save_weights
+from dogmed.pretrain.build import build_network
+from dogmed.pretrain.config import PretrainConfig
+from dogmed.weights.records import DataRecord, WeightsRecord
+
+
+@pytest.fixture
+def run(tmp_path: Path, cache_dir: Path) -> Callable[..., Path]:
+    """A real run whose learning rate is too small to change a weight; returns its folder."""
+
+    def train(**options: Any) -> Path:
+        values = {
+            "task": "breastmnist", "data": "synthetic", "model": "dognext_test", "size": 28,
+            "epochs": 1, "tracking": "off", "eval.resamples": 10, "optim.lr": 1e-30,
+            "out": str(tmp_path / "runs"), "cache_dir": str(cache_dir), **options,
+        }  # fmt: skip
+        base = config.merge(config.recipe("finetune/default"), values)
+        result = finetune(config.build(FinetuneConfig, base))
+        assert result is not None
+        (best,) = (tmp_path / "runs").rglob("best.safetensors")
+        return best.parent.parent
+
+    return train
+
+
+def analyze(*words: str, out: Path) -> int:
+    return cli.main(["analyze", "kernels", *words, "--out", str(out), "--tracking", "off"])
+
+
+def test_the_first_weights_of_a_run_from_scratch_are_drawn_again(run: Callable[..., Path]) -> None:
+    trained = open_trained(str(run(seed=3)))
+    state = torch.get_rng_state()
+    origin = find_origin(trained, None, None)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert origin.model is not None and "seed 3" in origin.title and "may" not in origin.note
+    first = origin.model.state_dict()
+    for name, value in trained.model.state_dict().items():
+        torch.testing.assert_close(value, first[name], rtol=0, atol=1e-20)
+    other = replace(trained, record=replace(trained.record, seed=4))
+    again = find_origin(other, None, None).model
+    assert again is not None and not torch.equal(again.head.fc.weight, first["head.fc.weight"])  # type: ignore[union-attr]
+
+
+def test_the_first_weights_of_a_pretraining_are_drawn_again(tmp_path: Path) -> None:
+    values = {"recipe": "mine", "model": "dognext_test", "seed": 5, "size": 32,
+              "net.dog_init": "random", "net.kernel_size": 5}  # fmt: skip
+    base = config.merge(config.recipe("pretrain/imagenet50ep"), values)
+    network = build_network(config.build(PretrainConfig, base), 7)
+    data = DataRecord("few", 32, None, None, (0.5,) * 3, (0.5,) * 3, None)
+    record = WeightsRecord(
+        "dognext_test", 7, 1, "mine", "scratch", 1, {}, data, None, seed=5,
+        options=network.options, versions={"dogmed": "0", "torch": "1.0"},
+    )  # fmt: skip
+    save_weights(tmp_path / "a.safetensors", network.model.state_dict(), record)
+    origin = find_origin(open_trained(str(tmp_path / "a.safetensors")), None, None)
+    assert origin.model is not None and "drawn with torch 1.0" in origin.note
+    for name, value in network.model.state_dict().items():
+        assert torch.equal(value, origin.model.state_dict()[name]), name
+
+
+def test_what_a_run_began_with_is_found_and_checked(
+    run: Callable[..., Path], make_weights: Callable[..., Path], tmp_path: Path
+) -> None:
+    store = tmp_path / "store"
+    store.mkdir()
+    start = make_weights("start", recipe="mine", seed=7).rename(
+        store / "dognext_test.mine.safetensors"
+    )
+    trained = open_trained(str(run(init="mine", weights_dir=str(store))))
+    origin = find_origin(trained, None, None)  # where the run's own configuration says
+    assert origin.model is not None and "same sha256" in origin.note
+    expected, _, _ = read_weights(start)
+    assert torch.equal(origin.model.state_dict()["stem.0.weight"], expected["stem.0.weight"])
+
+    make_weights("start", recipe="mine", seed=8).rename(start)
+    origin = find_origin(trained, None, None)
+    assert origin.model is None and "not what its training began with" in origin.note
+    named = find_origin(trained, str(start), None)
+    assert named.model is not None
+    start.unlink()
+    assert find_origin(trained, None, None).note.endswith("name it with --before")
+
+
+def test_without_a_seed_nothing_is_drawn(make_weights: Callable[..., Path]) -> None:
+    origin = find_origin(open_trained(str(make_weights())), None, None)
+    assert origin.model is None and "does not tell the seed" in origin.note
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes", "reductions"),
+    [
+        ("dognext_test", {7}, [1, 4, 8, 16, 16]),
+        ("convnextv2_atto", {7}, [4] * 2 + [8] * 2 + [16] * 6 + [32] * 2),
+        ("mobilenetv3_small_050", {3, 5}, None),
+    ],
+)
+def test_layers_are_found_with_their_reductions(
+    name: str, sizes: set[int], reductions: list[int] | None
+) -> None:
+    model = timm.create_model(name, num_classes=2).eval()
+    layers = depthwise_layers(model, 3, name)
+    assert {layer.size for layer in layers} == sizes
+    if reductions is not None:
+        assert [layer.reduction for layer in layers] == reductions
+    assert all(layer.kernels.ndim == 3 for layer in layers)
+
+
+def test_larger_kernels_keep_their_cell() -> None:
+    model = timm.create_model("dognext_test", num_classes=2, kernel_size=9).eval()
+    layers = depthwise_layers(model, 3, "nine")
+    assert {2 * layer.extent / layer.size for layer in layers} == {pytest.approx(4 / 7)}
+
+
+def read(folder: Path) -> tuple[dict[str, Any], list[dict[str, str]]]:
+    with (folder / "channels.csv").open() as file:
+        return json.loads((folder / "kernels.json").read_text()), list(csv.DictReader(file))
+
+
+def test_the_command_writes_tables_that_add_up(
+    make_weights: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    after, before = make_weights("after", seed=1), make_weights("before", seed=2)
+    assert analyze(str(after), "--before", str(before), out=tmp_path / "out") == 0
+    said = capsys.readouterr().out
+    assert "Kernels of each pattern" in said and "What became of each pattern" in said
+    (folder,) = (tmp_path / "out" / "analysis" / "kernels").iterdir()
+    content, channels = read(folder)
+    tables = content["tables"]
+    total = len(channels)
+    assert total == sum(row["kernels"] for row in tables["changes"])
+    for row in tables["patterns"]:
+        parts = sum(v for k, v in row.items() if k not in ("layer", "when", "kernels"))
+        assert parts == pytest.approx(row["kernels"])
+    kept = sum(channel["pattern"] == channel["before"] for channel in channels)
+    assert kept == sum(row[row["from"]] for row in tables["changes"] if row["from"] in row)
+    for layer in content["layers"]:
+        of = [channel for channel in channels if channel["layer"] == layer["layer"]]
+        for which in ("narrow", "wide"):
+            counted, _ = np.histogram(
+                [float(c[which]) for c in of], layer["after"]["sigma"]["edges"]
+            )
+            assert counted.tolist() == layer["after"]["sigma"][which]
+        weights = layer["after"]["1 - largest weight"]
+        assert sum(sum(v) for k, v in weights.items() if k != "edges") == len(of)
+    for row in tables["layers"]:
+        radii = [
+            float(c["radius"]) for c in channels if c["layer"] == row["module"] and c["radius"]
+        ]
+        assert row["radius, median"] == pytest.approx(np.median(radii))
+    pictures = {path.name for path in folder.glob("*.png")}
+    assert len([name for name in pictures if name.startswith("atlas-")]) == len(content["layers"])
+    for name in pictures:
+        assert (folder / name).with_suffix(".svg").stat().st_size > 500
+    page = (folder / "kernels.html").read_text()
+    assert page.count("<img ") == 2 * total and not re.search(r'(?:src|href)="(?!data:|#)', page)
+
+
+def test_a_network_of_learned_kernels_is_fitted(
+    tmp_path: Path, make_weights: Callable[..., Path]
+) -> None:
+    options = {"depths": (1, 1, 1, 1), "dims": (8, 8, 16, 16)}
+    path = make_weights(model="convnextv2_atto", options=options)
+    assert analyze(str(path), out=tmp_path / "out") == 0
+    (folder,) = (tmp_path / "out" / "analysis" / "kernels").iterdir()
+    content, channels = read(folder)
+    rows = content["tables"]["explained"]
+    together, chance = rows[0], rows[-1]
+    known = [float(channel["explained"]) for channel in channels]
+    assert together["median"] == pytest.approx(np.median(known))
+    assert together["single, median"] < together["median"]
+    assert chance["when"] == "random"  # which initial weights are
+    assert together["median"] == pytest.approx(chance["median"], abs=0.05)
+    assert (folder / "fits.png").is_file() and "random 7x7" in (folder / "explained.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("model", "before", "told"),
+    [
+        ("resnet18", None, "no layer is a depthwise convolution"),
+        ("dognext_test", "convnextv2_atto", "has not the layers of"),
+    ],
+)
+def test_wrong_requests_end_in_one_line(
+    model: str, before: str | None, told: str, tmp_path: Path,
+    make_weights: Callable[..., Path], capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    words = [str(make_weights(model=model))]
+    if before:
+        words += ["--before", str(make_weights("b", model=before))]
+    assert analyze(*words, out=tmp_path / "out") == 2
+    error = capsys.readouterr().err
+    assert told in error and error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_no_model_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert analyze(out=tmp_path) == 2
+    assert "which model?" in capsys.readouterr().err
+
+
+def test_a_network_without_depthwise_layers_is_refused() -> None:
+    with pytest.raises(ConfigError, match="resnet10t: no layer"):
+        depthwise_layers(timm.create_model("resnet10t").eval(), 3, "resnet10t")
