@@ -38,7 +38,8 @@ addEventListener("load", () => {
   const outside = [...document.querySelectorAll("body *")].filter(
     e => !e.closest(".scroll") && e.getBoundingClientRect().right > innerWidth + 0.5);
   pre.textContent = JSON.stringify({width: innerWidth, scroll: document.documentElement.scrollWidth,
-    outside: outside.slice(0, 3).map(e => e.tagName + e.className), paper: getComputedStyle(document.body).backgroundColor,
+    outside: outside.slice(0, 3).map(e => e.tagName + e.className),
+    paper: getComputedStyle(document.body).backgroundColor,
     requests: performance.getEntriesByType("resource").map(r => r.name).filter(n => !n.startsWith("data:")).length,
     broken: [...document.images].filter(i => !i.naturalWidth).length, images: document.images.length});
   document.body.append(pre);
