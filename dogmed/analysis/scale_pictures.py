@@ -26,31 +26,24 @@ DASHES = ("-", "--", ":", "-.", (0, (1, 3)), (0, (5, 5)))
 THESIS_TABLES = ("4.6", "4.7")  # of vanilla training
 
 
-def draw(found: Found, base: Path) -> list[Path]:
-    """Draw as ``<base>.png`` and ``<base>.svg``; returns both."""
-    figure = figure_of(found)
+def figure_of(found: Found) -> Figure:
+    """Scores against factors, or against resolutions."""
+    return _rescale_figure(found) if found.protocol.factors else _resolutions_figure(found)
+
+
+def save(figure: Figure, base: Path) -> list[Path]:
+    """Write as ``<base>.png`` and ``<base>.svg``, whole or not at all; returns both."""
     paths = [base.with_suffix(".png"), base.with_suffix(".svg")]
     for path in paths:
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         metadata = {"Date": None} if path.suffix == ".svg" else {"Software": None}
         try:
             with rc_context({"svg.hashsalt": base.name}):
-                figure.savefig(
-                    temporary,
-                    format=path.suffix[1:],
-                    dpi=DPI,
-                    bbox_inches="tight",
-                    metadata=metadata,
-                )
+                figure.savefig(temporary, format=path.suffix[1:], dpi=DPI, metadata=metadata)
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
     return paths
-
-
-def figure_of(found: Found) -> Figure:
-    """Scores against factors, or against resolutions."""
-    return _rescale_figure(found) if found.protocol.factors else _resolutions_figure(found)
 
 
 def _resolutions_figure(found: Found) -> Figure:

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from dogmed import console
-from dogmed.analysis import scale_pictures
 from dogmed.analysis.images import Fit
 from dogmed.analysis.output import track, write_json
 from dogmed.analysis.scale import Protocol, ScaleConfig, folder_of_all, params_of
 from dogmed.analysis.scale_curves import Curve, curves
 from dogmed.analysis.scale_page import page
+from dogmed.analysis.scale_pictures import figure_of, save
 from dogmed.analysis.scale_points import (
     ALPHA,
     Change,
@@ -104,9 +104,9 @@ def write(
     rows = csv_rows(measured, found.changes, found.choices)
     write_atomic(folder / f"{name}.csv", csv_text(CSV_COLUMNS, rows))
     write_atomic(folder / f"{name}.md", markdown(title, [*lead, _machine(facts)], tables))
-    pictures = scale_pictures.draw(found, folder / name)
-    drawn = scale_pictures.figure_of(found)
-    write_atomic(folder / f"{name}.html", page(title, [*lead, _machine(facts)], tables, drawn))
+    figure = figure_of(found)
+    pictures = save(figure, folder / name)
+    write_atomic(folder / f"{name}.html", page(title, [*lead, _machine(facts)], tables, figure))
     for table in tables:
         if table.printed:
             output.line(f"\n{table.title}")
