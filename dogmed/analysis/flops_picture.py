@@ -83,14 +83,15 @@ def _lines(ax: Axes, found: Found, metric: str, colour: str | None) -> None:
 
 def _annotate(ax: Axes, one: Configuration, x: float, y: float, colour: str) -> None:
     texts = {
-        "resolution": (f"{one.side} px", (0, 7), "center"),
-        "stride": (f"s{one.stride}", (0, -12), "center"),
-        "stride+kernel": (f"s{one.stride} k{one.kernel_size}", (5, -9), "left"),
+        "resolution": (f"{one.side} px", (-7, 5), "right"),
+        "stride": (f"s{one.stride}", (7, 4), "left"),
+        "stride+kernel": (f"s{one.stride} k{one.kernel_size}", (6, -10), "left"),
     }
     text, offset, side = texts[one.way]
     ax.annotate(
-        text, (x, y), offset, textcoords="offset points", ha=side, fontsize=6.5, color=colour
-    )
+        text, (x, y), offset, textcoords="offset points", ha=side, fontsize=6.5, color=colour,
+        bbox={"fc": "white", "ec": "none", "alpha": 0.75, "pad": 0.6}, zorder=4,
+    )  # fmt: skip
 
 
 def _front(ax: Axes, found: Found, metric: str) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from dogmed import stats
@@ -69,7 +71,8 @@ class Subject:
                 continue
             refused = f"{title} cannot take images of {one.side} px ({found})"
             if one.way != "resolution" or resolutions:
-                raise ConfigError(f"--resolutions {one.side}: {refused}")
+                flag = f"--resolutions {one.side}: " if one.way == "resolution" else ""
+                raise ConfigError(f"{flag}{refused}")
             notes.append(f"left out: {refused}")
         return cls(title, evaluation, costs, tuple(notes))
 
@@ -195,18 +198,16 @@ def _measure(subject: Subject, one: Configuration, latency: int | None) -> Measu
 
 
 def measure_latency(evaluation: Evaluation, one: Configuration, batch: int) -> Latency:
-    """Time forward passes of random images, repeated for a second or so after one that does not count."""
-    from torch.utils.benchmark import Timer
-
-    record, model = evaluation.trained.record, evaluation.model
-    images = torch.randn(batch, record.in_chans, one.side, one.side, device=evaluation.device)
+    """Time forward passes of random images, five or more, after one that does not count."""
+    record, model, device = evaluation.trained.record, evaluation.model, evaluation.device
+    images = torch.randn(batch, record.in_chans, one.side, one.side, device=device)
     images = images.contiguous(memory_format=torch.channels_last)
-    timer = Timer(
-        "model(images)",
-        globals={"model": model, "images": images},
-        num_threads=torch.get_num_threads(),
-    )
+    marks: list[float] = []
     with torch.inference_mode(), change(model, one):
-        model(images)
-        timed = timer.blocked_autorange(min_run_time=LATENCY_SECONDS)
-    return Latency(timed.median / batch, timed.iqr / batch, batch, len(timed.times))
+        while len(marks) < 6 or marks[-1] - marks[0] < LATENCY_SECONDS:
+            model(images)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            marks.append(time.perf_counter())
+    low, median, high = np.quantile(np.diff(marks) / batch, [0.25, 0.5, 0.75])
+    return Latency(float(median), float(high - low), batch, len(marks) - 1)
