@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator, NullLocator
 from numpy.typing import NDArray
 
@@ -113,7 +114,7 @@ def shares(study: Study, ink: Ink) -> Figure:
     _rows(ax, study)
     ax.set(xlim=(0, 100), xlabel="% of the layer's kernels")
     names = [name for name in NAMES if name in present]
-    handles = [ax.barh(0, 0, color=ink.patterns[name]) for name in names]
+    handles = [Patch(color=ink.patterns[name]) for name in names]
     _legend(figure, handles, [TITLES.get(name, name) for name in names], ink, 5)
     return figure
 
@@ -205,7 +206,7 @@ def mixing(study: Study, ink: Ink) -> Figure:
         ax.xaxis.set_minor_locator(NullLocator())
 
     figure = _small(study, ink, draw, "1 − largest weight")
-    handles = [figure.axes[0].barh(0, 0, color=colour) for colour in colours]
+    handles = [Patch(color=colour) for colour in colours]
     _legend(figure, handles, FUNCTION_TITLES, ink, 6)
     return figure
 
