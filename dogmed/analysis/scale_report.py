@@ -191,7 +191,7 @@ def _machine(facts: dict[str, Any]) -> str:
     versions = ", ".join(
         f"{name} {facts['versions'][name]}" for name in ("dogmed", "torch", "timm")
     )
-    return f"{versions}, on {facts['device']}, {facts['threads']} threads."
+    return f"{versions}, on {facts['device']}, {console.count(facts['threads'], 'thread')}."
 
 
 def _content(found: Found, options: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
