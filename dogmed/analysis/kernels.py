@@ -84,6 +84,7 @@ def write(config: KernelsConfig, found: Study, output: Console) -> Path:
 def _say(found: Study, tables: Any, output: Console) -> None:
     """Print the tables of the whole network: shares, changes, energy explained."""
     from dogmed import console
+    from dogmed.analysis.kernels_tables import figures
     from dogmed.analysis.output import shown
     from dogmed.analysis.patterns import TITLES
 
@@ -102,3 +103,9 @@ def _say(found: Study, tables: Any, output: Console) -> None:
             for row in rows
         ]
         console.table([head, *cells])
+    told = [
+        f"{name} {shown(value)}"
+        for name, value in figures(found).items()
+        if not name.startswith("share_")
+    ]
+    output.line("\n" + "; ".join(told))

@@ -65,6 +65,7 @@ def content(study: Study, all_tables: Sequence[Table]) -> dict[str, Any]:
         "sha256": record.sha256,
         "before": {"title": origin.title, "found": origin.model is not None, "note": origin.note},
         "definitions": DEFINITIONS,
+        "figures": figures(study),
         "tables": {table.name: plain(table.rows) for table in all_tables},
         "frequencies": patterns.FREQUENCIES.tolist(),
         "layers": [
@@ -82,8 +83,20 @@ def figures(study: Study) -> dict[str, float | None]:
         for name, count in counts(study.pooled(lambda k: k.patterns)).items()
     }
     changed = [layer.changed for layer in study.layers if layer.changed is not None]
-    if changed:
+    similar = [layer.similarity for layer in study.layers if layer.similarity is not None]
+    if changed and similar:
+        alike = np.concatenate(similar)
+        alike = alike[np.isfinite(alike)]
         found["changed_pattern"] = float(np.concatenate(changed).mean())
+        found["similarity_median"] = float(np.median(alike))
+        found["similarity_below_0.9"] = float((alike < 0.9).mean())
+    for time in ("before", "after"):
+        kernels = [layer.before if time == "before" else layer.after for layer in study.dog]
+        weights = [k.weights.max(1) for k in kernels if k is not None and k.weights is not None]
+        if weights:
+            largest = np.concatenate(weights)
+            found[f"largest_weight_median_{time}"] = float(np.median(largest))
+            found[f"largest_weight_below_0.9_{time}"] = float((largest < 0.9).mean())
     for row in _fits(study).rows if study.fitted else []:
         if row["layer"] == "all" and row["when"] == "after":
             found |= {
