@@ -113,7 +113,7 @@ def _axes(ax: Axes, name: str) -> None:
     ax.tick_params(labelsize=8)
     ax.set_xlabel("GMAC of a forward pass of one image (1 MAC = 2 FLOPs)", fontsize=9)
     ax.set_ylabel(name, fontsize=9)
-    ax.margins(x=0.08, y=0.12)
+    ax.margins(x=0.12, y=0.12)
     ax.spines[["top", "right"]].set_visible(False)
     ax.grid(color="0.92", lw=0.6)
     ax.set_axisbelow(True)

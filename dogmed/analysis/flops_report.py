@@ -219,12 +219,12 @@ def _point_content(m: Measured) -> dict[str, Any]:
 
 
 def _figures(found: Sequence[Found]) -> dict[str, float | None]:
-    """Scores and costs by name, for MLflow."""
+    """Scores and costs by name, for MLflow, whose names have no plus sign."""
     figures: dict[str, float | None] = {}
     for number, one in enumerate(found, 1):
         prefix = f"model{number}/" if len(found) > 1 else ""
         for m in one.measured:
-            place = f"{prefix}{m.configuration.way}/{m.configuration.key}"
+            place = f"{prefix}{m.configuration.way.replace('+', '-')}/{m.configuration.key}"
             figures[f"{place}/gmac"] = m.cost.macs / 1e9
             for split, scores in m.scores.items():
                 figures |= {f"{place}/{split}_{name}": s.value for name, s in scores.items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from safetensors.torch import load_file
 
 import dogmed.models  # noqa: F401  (registers the DoGNeXt family)
 from dogmed import cli, metrics
-from dogmed.analysis import flops_points
+from dogmed.analysis import flops_points, flops_report
 from dogmed.analysis.flops import read_budget
 from dogmed.analysis.flops_ways import (
     Configuration,
@@ -48,8 +49,8 @@ STEMS = [(6, 7), (6, 11), (8, 7), (8, 15)]
 @pytest.fixture
 def flops(tmp_path: Path, cache_dir: Path) -> Callable[..., int]:
     def run(*words: object) -> int:
-        usual = ["--out", tmp_path / "out", "--cache-dir", cache_dir, "--tracking", "off"]
-        options = ["--resamples", 40] if "--resamples" not in words else []
+        usual = ["--out", tmp_path / "out", "--cache-dir", cache_dir, "--resamples", 40]
+        options = ["--tracking", "off"] if "--tracking" not in words else []
         return cli.main(["analyze", "flops", *map(str, [*words, *usual, *options])])
 
     return run
@@ -290,6 +291,19 @@ def test_time_is_measured_where_asked_for(
         seconds = point["latency_seconds"]
         assert seconds["median"] > 0 and seconds["batch"] == 2 and seconds["repeats"] >= 1
     assert found["provenance"]["device"] in capsys.readouterr().out
+
+
+def test_what_is_logged_has_names_that_mlflow_takes(
+    flops: Callable[..., int], make_weights: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logged: dict[str, Any] = {}
+    monkeypatch.setattr(flops_report, "track", lambda *_, **told: logged.update(told))
+    words = ("--strides", 8, "--resolutions", 20, "--tracking", "mlflow")
+    assert flops(make_weights(), *words) == 0
+    assert len(logged["scores"]) == 4 * 5 and len(logged["files"]) == 5
+    assert all(re.fullmatch(r"[\w\-. :/]+", name) for name in logged["scores"])
+    assert "stride-kernel/stride8-kernel15-28px/test_auc" in logged["scores"]
+    assert all(file.is_file() for file in logged["files"])
 
 
 def test_a_network_without_dogconv_has_its_resolution(
