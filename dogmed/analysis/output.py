@@ -72,10 +72,10 @@ def save_figure(figure: Figure, path: Path) -> list[Path]:
     for one in paths:
         temporary = one.with_name(f".{one.name}.{os.getpid()}.tmp")
         metadata = {"Date": None} if one.suffix == ".svg" else {"Software": None}
-        form = {"format": one.suffix[1:], "dpi": DPI, "bbox_inches": "tight", "metadata": metadata}
+        form: dict[str, Any] = {"format": one.suffix[1:], "dpi": DPI, "bbox_inches": "tight"}
         try:
             with rc_context({"svg.hashsalt": path.name}):
-                figure.savefig(temporary, **form)
+                figure.savefig(temporary, metadata=metadata, **form)
             temporary.replace(one)
         finally:
             temporary.unlink(missing_ok=True)
