@@ -71,12 +71,12 @@ class Subject:
             refused = _refused(evaluation, [side for _, side in wanted], fit)
             if refused and protocol.resolutions:
                 raise ConfigError(f"--resolutions {min(refused)}: {title} {refused[min(refused)]}")
+            if size in refused:
+                raise ConfigError(f"{title}, trained at {size} px, {refused[size]}")
             if refused:
                 some = ", ".join(map(str, sorted(refused)))
                 notes.append(f"{title}: left out {some} px: it {refused[max(refused)]}")
             sides[fit] = tuple(pair for pair in wanted if pair[1] not in refused)
-            if not sides[fit]:
-                raise ConfigError(f"{title} {refused[max(refused)]}, and nothing larger is tried")
         kernels: tuple[int | None, ...] = (None,) if own is None else _kernels(protocol, own)
         return cls(title, evaluation, own, kernels, sides, bool(protocol.factors), tuple(notes))
 

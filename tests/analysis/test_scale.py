@@ -286,6 +286,7 @@ def test_the_thesis_is_quoted_as_it_is() -> None:
         (["{dog}", "--resolutions", "20"], "needs 28 px"),
         (["{dog}", "--resolutions", "0"], "resolutions"),
         (["{conv}", "--resolutions", "28"], "cannot take images of this size"),
+        (["{conv}", "--fit", "resize"], "trained at 28 px, cannot take images of this size"),
         (["{dog}", "--rescale", "2..4"], "expected a range around 1"),
         (["{dog}", "--rescale", "0.5..2", "--resolutions", "28"], "give one"),
         (["{dog}", "--rescale", "0.5..2", "--fit", "both"], "--fit both with --rescale"),
