@@ -180,7 +180,8 @@ def _sentences(rows: Sequence[Row], agreement: Agreement | None) -> list[str]:
               for word in ("better", "worse", "noise")}  # fmt: skip
         parts = [f"{word}: {', '.join(names)}" for word, names in of.items() if names]
         if parts:
-            said.append(f"{NAMES[metric]} against DoGNeXt: {'; '.join(parts)}")
+            lucky = " (one seed each: its luck is not in it)" if _luck(rows) else ""
+            said.append(f"{NAMES[metric]} against DoGNeXt{lucky}: {'; '.join(parts)}")
     if agreement is not None:
         told = "agrees" if agreement.p < 0.05 and agreement.tau > 0 else (
             "is reversed" if agreement.p < 0.05 else "does not show agreement beyond chance"

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from dogmed.console import count
 from dogmed.csvfile import csv_text
 from dogmed.finetune.ablate.comparison import NAMES, Row, Study
 from dogmed.finetune.ablate.picture import draw
@@ -35,7 +36,7 @@ def markdown(study: Study) -> str:
     synthetic = "SYNTHETIC data, " if study.source == "synthetic" else ""
     recipe = (
         f"{synthetic}{study.images:,} test images at {shared.size} px, init {shared.init}, "
-        f"{shared.epochs} epochs, batch {shared.batch_size}"
+        f"{count(shared.epochs, 'epoch')}, batch {shared.batch_size}"
         + (f", {100 * shared.train_fraction:g}% of train" if shared.train_fraction < 1 else "")
     )
     head = ["variant", "parameters", "GMAC", "seeds"]

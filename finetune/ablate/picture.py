@@ -50,7 +50,7 @@ def draw(study: Study, *paths: Path) -> None:
     seeds = {len(row.runs) for row in study.rows}
     figure.suptitle(
         f"{mark}{study.shared.model} and its variants on {study.task}, {study.shared.size} px, "
-        f"{'–'.join(map(str, sorted({min(seeds), max(seeds)})))} seeds",
+        f"{'–'.join(map(str, sorted({min(seeds), max(seeds)})))} seed{'s' * (seeds != {1})}",
         fontsize=11,
     )
     for path in paths:
