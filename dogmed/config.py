@@ -290,7 +290,7 @@ def _inside(hint: Any) -> set[Any]:
 
 
 @functools.cache  # it takes longer to make than to use
-def _adapter(cls: type[T]) -> Any:
+def _adapter(cls: type) -> Any:
     import pydantic
 
     return pydantic.TypeAdapter(cls)

@@ -104,7 +104,7 @@ def seconds_left(cells: Iterable[Cell], slots: int) -> float | None:
     rest: Counter[str] = Counter()
     undone = unbegun = 0
     for cell in cells:
-        model = cell.config.model
+        model = cell.network
         if cell.overhead is not None:
             starts.append(cell.overhead)
         if cell.state == "done" and cell.seconds is not None:

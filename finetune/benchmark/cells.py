@@ -16,6 +16,7 @@ from dogmed.errors import ConfigError, DataError, WeightsError
 from dogmed.finetune import build
 from dogmed.finetune.config import FinetuneConfig, data_options
 from dogmed.finetune.folder import FinetuneFolder
+from dogmed.options import net_options
 
 State = Literal["to do", "queued", "running", "done", "failed", "no weights"]
 EVALUATION = 1 / 3  # of a training image's work: no backward pass
@@ -62,6 +63,12 @@ class Cell:
         return (
             f"{self.data.task.name} {config.model} {config.init}{share}{label} seed {config.seed}"
         )
+
+    @property
+    def network(self) -> str:
+        """Model and constructor options: those with the same ones take as long for an image."""
+        options = net_options(self.config.net)
+        return " ".join([self.config.model, *(f"{k}={v}" for k, v in options.items())])
 
     @property
     def work(self) -> float:

@@ -63,10 +63,10 @@ def describe(cells: Sequence[Cell], slots: int) -> Iterator[str]:
         f"{sum(cell.state == 'no weights' for cell in cells)} without weights"
     )
     trials: dict[str, Trial] = {}
-    for model, cell in sorted({cell.config.model: cell for cell in reversed(todo)}.items()):
+    for model, cell in sorted({cell.network: cell for cell in reversed(todo)}.items()):
         trials[model] = _try(replace(cell.config, init="scratch"), cell.data.task, device)
         yield f"model       {model}: {trials[model].text}"
-    seconds = sum(start_up + _seconds(cell, trials[cell.config.model]) for cell in todo)
+    seconds = sum(start_up + _seconds(cell, trials[cell.network]) for cell in todo)
     memory = max((trial.memory for trial in trials.values()), default=0)
     out = config.out.expanduser()
     yield (
@@ -167,7 +167,7 @@ def _data_bytes(cells: Sequence[Cell]) -> int:
 def _run_bytes(cells: Sequence[Cell], trials: dict[str, Trial]) -> int:
     """Of what runs leave behind: weights with two moments, the best weights, and those in MLflow."""
     copies = {cell.key: 3 + 1 + (cell.config.tracking == "mlflow") for cell in cells}
-    return sum(4 * copies[cell.key] * trials[cell.config.model].parameters for cell in cells)
+    return sum(4 * copies[cell.key] * trials[cell.network].parameters for cell in cells)
 
 
 def _free(folder: Path) -> int:

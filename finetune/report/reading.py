@@ -305,7 +305,7 @@ def misfit(classes: int, images: int, probabilities: Floats) -> str:
 def _options(folder: FinetuneFolder) -> dict[str, Any]:
     if not folder.config.is_file():
         return {}
-    return configuration.flatten(configuration.read_yaml(folder.config))
+    return folder.settings()
 
 
 def _progress(folder: FinetuneFolder) -> str:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +31,7 @@ from dogmed.finetune.folder import FinetuneFolder
 from dogmed.finetune.trial import TrialFolder
 from dogmed.finetune.tune.options import TuneConfig
 from dogmed.finetune.tune.space import Space
+from dogmed.options import settled
 from dogmed.runs import slug
 from dogmed.tracking import shown
 
@@ -115,7 +116,7 @@ def open_study(
     quiet()
     facts = {
         "space": {name: str(option) for name, option in space.items()},
-        "options": fixed_options(base, space),
+        "options": fixed_options(configuration.to_dict(base), space),
     }
     with files.claim:
         storage = _open_storage(config, files)
@@ -128,6 +129,8 @@ def open_study(
         )
         for name, value in facts.items():
             old = study.user_attrs.get(name)
+            if name == "options" and old is not None:  # some may be younger than the study
+                old = fixed_options(configuration.recipe(TrialFolder.shipped), space) | old
             if old is None:
                 study.set_user_attr(name, value)
             elif old != value:
@@ -157,9 +160,9 @@ def build_pruner(config: TuneConfig) -> Pruner:
     return optuna.pruners.MedianPruner(config.prune_after_trials, config.prune_after_epochs)
 
 
-def fixed_options(base: FinetuneConfig, space: Space) -> dict[str, Any]:
+def fixed_options(settings: Mapping[str, Any], space: Space) -> dict[str, Any]:
     """What all trials share and what changes their result: the same in every call for one study."""
-    flat = configuration.flatten(configuration.to_dict(base))
+    flat = configuration.flatten(settled(settings))
     loose = FinetuneFolder.free | space.keys()
     return {name: value for name, value in flat.items() if name not in loose}
 

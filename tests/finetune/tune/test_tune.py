@@ -441,6 +441,19 @@ def test_a_study_takes_no_trials_with_other_options(make_tuning: Make, tmp_path:
     open_work(make_tuning(tmp_path, "--epochs=3", "--study=longer"), "breastmnist")
 
 
+def test_a_study_older_than_an_option_goes_on_with_its_usual_value(
+    make_tuning: Make, tmp_path: Path
+) -> None:
+    study = open_work(make_tuning(tmp_path), "breastmnist").study
+    young = {"scale_aug", "scale.probability", "net.order"}
+    options = study.user_attrs["options"]
+    assert young <= options.keys()
+    study.set_user_attr("options", {k: v for k, v in options.items() if k not in young})
+    open_work(make_tuning(tmp_path), "breastmnist")
+    with pytest.raises(ConfigError, match="scale_aug off -> scale"):
+        open_work(make_tuning(tmp_path, "--scale-aug=scale"), "breastmnist")
+
+
 def test_a_dry_run_trains_nothing(
     make_tuning: Make, here: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
