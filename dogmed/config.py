@@ -129,7 +129,7 @@ def build(cls: type[T], values: Mapping[str, Any], *, where: str = "config") -> 
 
     _refuse_unknown(cls, values, where)
     try:
-        checked = _adapter(cls).validate_python(_settle_booleans(cls, values, where))
+        checked = _adapter(cast(Any, cls)).validate_python(_settle_booleans(cls, values, where))
     except pydantic.ValidationError as error:
         problems = [
             f"{'.'.join(str(part) for part in _field_path(cls, d['loc']))}: {d['msg']}"

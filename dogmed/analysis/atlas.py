@@ -169,8 +169,8 @@ def draw_fits(title: str, rows: Sequence[FitRow]) -> Figure:
                 if column == 0:
                     name, style = ("kernel", "fit")[which], {"ha": "right", "va": "center"}
                     write(label - 0.06, y + side / 2, name, fontsize=7, color="0.4", **style)
-            style = {"ha": "center", "va": "top", "linespacing": 1.1}
-            write(left + side / 2, top - 2 * side - 0.09, entry.caption, fontsize=6.5, **style)
+            below: dict[str, Any] = {"ha": "center", "va": "top", "linespacing": 1.1}
+            write(left + side / 2, top - 2 * side - 0.09, entry.caption, fontsize=6.5, **below)
     write(0.06, height - 0.06, title, fontsize=10, weight="bold", va="top")
     write(0.06, 0.07, _wrapped(SCALE_NOTE, width), fontsize=7, color="0.4")
     return figure

@@ -111,8 +111,8 @@ class _Search:
         self.single = single
         self.narrowest, self.widest = NARROWEST * 2 * extent / size, WIDEST * extent
         self.edges = cell_edges(size, extent, torch.zeros((), dtype=torch.float64))
-        ends = torch.tensor([self.narrowest, self.widest], dtype=torch.float64).log()
-        self.grid = torch.linspace(*ends.tolist(), WIDTHS, dtype=torch.float64).exp()
+        low, high = math.log(self.narrowest), math.log(self.widest)
+        self.grid = torch.linspace(low, high, WIDTHS, dtype=torch.float64).exp()
         self.rows = gaussian_integrals(self.grid, self.edges)  # (G, 3, K)
         self.gram = _gram(
             torch.stack(
@@ -288,7 +288,8 @@ def _combination(d: _Normalised, subset: list[int]) -> tuple[list[Tensor], Tenso
     b = [d.products[..., _EVEN[k]] for k in subset]
     if len(subset) == 2:
         x = d.cosines[..., subset[0], subset[1]]
-        det, rows = 1 - x * x, [[1, -x], [-x, 1]]
+        one = torch.ones_like(x)
+        det, rows = 1 - x * x, [[one, -x], [-x, one]]
     else:
         x, y, z = (d.cosines[..., i, j] for i, j in ((0, 1), (0, 2), (1, 2)))
         det = 1 + 2 * x * y * z - x * x - y * y - z * z

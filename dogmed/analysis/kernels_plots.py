@@ -182,10 +182,14 @@ def widths(study: Study, ink: Ink) -> Figure:
     def draw(ax: Axes, layer: LayerStudy) -> None:
         for column, colour in enumerate(colours):
             if layer.after.widths is not None:
-                ax.hist(layer.after.widths[:, column], edges, color=colour, alpha=0.75)
+                ax.hist(layer.after.widths[:, column], list(edges), color=colour, alpha=0.75)
             if layer.before is not None and layer.before.widths is not None:
                 ax.hist(
-                    layer.before.widths[:, column], edges, histtype="step", color=ink.faint, lw=0.8
+                    layer.before.widths[:, column],
+                    list(edges),
+                    histtype="step",
+                    color=ink.faint,
+                    lw=0.8,
                 )
 
     return _small(study, ink, draw, "|σ|")
@@ -197,9 +201,15 @@ def mixing(study: Study, ink: Ink) -> Figure:
 
     def draw(ax: Axes, layer: LayerStudy) -> None:
         rest, which = left_over(layer.after)
-        ax.hist([rest[which == k] for k in range(6)], REST_EDGES, stacked=True, color=colours)
+        ax.hist([rest[which == k] for k in range(6)], list(REST_EDGES), stacked=True, color=colours)
         if layer.before is not None:
-            ax.hist(left_over(layer.before)[0], REST_EDGES, histtype="step", color=ink.text, lw=0.8)
+            ax.hist(
+                left_over(layer.before)[0],
+                list(REST_EDGES),
+                histtype="step",
+                color=ink.text,
+                lw=0.8,
+            )
         ax.set_xscale("log")
         ax.xaxis.set_major_locator(FixedLocator([1e-4, 1e-2, 1]))
         ax.xaxis.set_major_formatter(FixedFormatter(["≤1e-4", "0.01", "1"]))
@@ -260,7 +270,7 @@ def _spans(
                 continue
             low, middle, high = np.nanquantile(values, [0.25, 0.5, 0.75])
             y = row + offset + (shift if layer.before is not None else 0)
-            hollow = {"mfc": "none", "mew": 0.9} if kernels is layer.before else {}
+            hollow: dict[str, Any] = {"mfc": "none", "mew": 0.9} if kernels is layer.before else {}
             ax.plot([low, high], [y, y], color=colour, lw=0.9 if hollow else 1.6)
             ax.plot(middle, y, "o", color=colour, ms=4, **hollow)
     _rows(ax, study)

@@ -128,7 +128,7 @@ def _line(
         ms=3,
         lw=1.4,
         label=name,
-    )  # type: ignore[arg-type]
+    )
     ax.fill_between(
         xs,
         [100 * s.low for s in scores],

@@ -226,6 +226,7 @@ def choices(measured: Sequence[Measured]) -> list[Choice]:
 
 def _chosen(subject: Subject, family: Sequence[Measured], metric: str) -> list[Choice]:
     sides = sorted({m.point.side for m in family})
+    assert subject.choice_split is not None
     by_place = {(m.point.split, m.point.side, m.point.kernel): m for m in family}
     best: list[tuple[Measured, Measured, Measured]] = []
     for side in sides:
