@@ -17,8 +17,7 @@ from dogmed.analysis.evaluation import Evaluation, Score
 from dogmed.analysis.images import Fit, Images
 from dogmed.analysis.scale import THESIS, THESIS_SIZE, Protocol
 from dogmed.errors import ConfigError
-from dogmed.models.scaling import resized_kernels
-from dogmed.models.trained import dog_layers
+from dogmed.models.scaling import resized_kernels, usual_kernel_size
 
 ALPHA = 0.05  # as in dogmed report
 
@@ -60,8 +59,7 @@ class Subject:
             ConfigError: a resolution below the network's stride, or one that it refuses.
         """
         model, size = evaluation.model, evaluation.images.size
-        sizes = {layer.kernel_size for layer in dog_layers(model).values()}
-        own = max(sizes) if sizes else None
+        own = usual_kernel_size(model)
         notes = []
         if own is None and protocol.kernel_sizes:
             notes.append(f"{title} has no DoGConv: its kernels stay as they are")

@@ -10,6 +10,7 @@ plain bilinear at s = 0.35 would read four of each eight pixels and show aliases
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -89,17 +90,31 @@ def downsample(images: Tensor, factor: float) -> Tensor:
     return smaller.contiguous(memory_format=torch.channels_last)
 
 
+def usual_kernel_size(model: nn.Module) -> int | None:
+    """The kernel size that most DoGConvs of a network have, the larger of two; None without any."""
+    sizes = Counter(layer.kernel_size for layer in model.modules() if isinstance(layer, DoGConv2d))
+    return max(sizes, key=lambda size: (sizes[size], size), default=None)
+
+
 @contextlib.contextmanager
 def resized_kernels(model: nn.Module, kernel_size: int | None) -> Iterator[None]:
-    """Let every DoGConv of ``model`` sample ``kernel_size`` cells inside the context; None changes none."""
+    """Let every DoGConv of ``model`` sample ``kernel_size`` cells inside the context; None changes none.
+
+    A layer whose size is not the usual one gets the odd size nearest to the same proportion.
+
+    Args:
+        model: a network; one without DoGConvs is left as it is.
+        kernel_size: odd.
+    """
     if kernel_size is None:
         yield
         return
     layers = [module for module in model.modules() if isinstance(module, DoGConv2d)]
     before = [layer.kernel_size for layer in layers]
     try:
-        for layer in layers:
-            layer.kernel_size = kernel_size
+        usual = usual_kernel_size(model) or 1
+        for layer, size in zip(layers, before, strict=True):
+            layer.kernel_size = 2 * (size * kernel_size // (2 * usual)) + 1
         yield
     finally:
         for layer, size in zip(layers, before, strict=True):
@@ -171,7 +186,7 @@ def refuse_unusable(model: nn.Module, name: str, scale: BatchScale, size: int) -
                 f"{name} has no DoGConv, and only their kernels can be resized: give --scale-aug scale "
                 "(images alone), or a dognext_* model"
             )
-        largest, (large, small) = layers[0].kernel_size, scale.kernel_sizes
+        largest, (large, small) = usual_kernel_size(model) or 0, scale.kernel_sizes
         if not small <= large <= largest or any(k % 2 == 0 for k in scale.kernel_sizes):
             raise ConfigError(
                 f"--scale.kernel-sizes {large} {small}: expected odd sizes that fall from "

@@ -23,6 +23,7 @@ from dogmed.models.scaling import (
     downsample,
     refuse_unusable,
     resized_kernels,
+    usual_kernel_size,
 )
 from dogmed.options import ScaleAug, ScaleConfig, scale_options
 
@@ -100,6 +101,17 @@ def test_kernels_are_resized_inside_the_context_only() -> None:
     with pytest.raises(KeyError), resized_kernels(model, 7):
         raise KeyError
     assert {layer.kernel_size for layer in layers} == {9}
+
+
+def test_a_first_layer_of_another_size_keeps_its_proportion() -> None:
+    model = timm.create_model("dognext_test", stem_stride=8, stem_kernel_size=15)
+    first, *others = [m for m in model.modules() if isinstance(m, DoGConv2d)]
+    assert usual_kernel_size(model) == 7
+    for size, of_first in ((7, 15), (5, 11), (3, 7), (9, 19)):
+        with resized_kernels(model, size):
+            assert {layer.kernel_size for layer in others} == {size}
+            assert first.kernel_size == of_first
+    assert first.kernel_size == 15
 
 
 def test_two_speeds_share_parameters_and_names() -> None:
