@@ -93,7 +93,10 @@ def test_a_tasks_own_range_wins_and_a_file_extends_a_shipped_space(
         ({"optim.lr_base": 0.1}, "expected a list of choices or a range"),
         ({"net.drop_path": {"low": 0.0, "high": 0.3, "log": True}}, "log needs low above 0"),
         ({"net.drop_path": {"low": 0.0, "high": 0.3, "step": 1}}, "step 1 does not fit"),
-        ({"net.drop_path": {"low": 0.0, "high": 0.4, "step": 0.15}}, "end at 0.3, not at high, 0.4"),
+        (
+            {"net.drop_path": {"low": 0.0, "high": 0.4, "step": 0.15}},
+            "end at 0.3, not at high, 0.4",
+        ),
         ({"epochs": {"low": 10, "high": 25, "step": 10}}, "end at 20, not at high, 25"),
         ({"optim.betas": [[0.9, 0.99]]}, "expected words and numbers"),
         ({"optim.schedule": ["cosinus"]}, "optim.schedule: Input should be 'cosine'"),
