@@ -8,16 +8,19 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from dogmed import config as configuration
 from dogmed import metrics, stats
 from dogmed.console import duration
 from dogmed.data.loader import Batches
 from dogmed.data.store import Prepared
 from dogmed.distributed import World
 from dogmed.finetune.build import Network
+from dogmed.finetune.config import FinetuneConfig
 from dogmed.finetune.folder import FinetuneFolder
 from dogmed.finetune.loop import Loop
 from dogmed.metrics import write_predictions
 from dogmed.models.weights import DataRecord, read_weights
+from dogmed.options import settled
 
 __all__ = [
     "data_record",
@@ -26,6 +29,7 @@ __all__ = [
     "load_best",
     "score_split",
     "summary",
+    "training_record",
     "trivial_accuracy",
     "write_predictions",
 ]
@@ -68,6 +72,16 @@ def data_record(prepared: Prepared, network: Network) -> DataRecord:
         kind=task.kind,
         classes=task.classes,
     )
+
+
+def training_record(config: FinetuneConfig) -> dict[str, Any]:
+    """The options that decided what the weights have become, and the label they go by."""
+    settings = settled(configuration.to_dict(config))
+    return {
+        name: value
+        for name, value in settings.items()
+        if name == "label" or name not in FinetuneFolder.free
+    }
 
 
 def load_best(model: nn.Module, path: Path, world: World) -> None:

@@ -262,6 +262,7 @@ class Session:
             epochs=progress.epoch,
             score={k: v for k, v in progress.best_scores.items() if v is not None},
             data=result.data_record(self.prepared, self.network),
+            training=result.training_record(config),
             licence=self.network.loaded.licence,
             git_commit=self.facts["git_commit"],
             versions=self.facts["versions"],

@@ -10,6 +10,7 @@ from torch import nn
 from dogmed.errors import WeightsError
 from dogmed.models.dog import DoGConv2d
 from dogmed.models.factory import build_model
+from dogmed.runs import slug
 from dogmed.weights.records import WeightsRecord, default_weights_dir, find_weights
 
 
@@ -29,8 +30,13 @@ class Trained:
         record = self.record
         name, details = f"{record.model} {record.recipe}", []
         if record.recipe == "finetune":
-            name, details = f"{record.model} {record.data.name}", [record.init]
+            name, details = f"{record.model} {record.data.name}", [slug(record.init)]
             details += [] if record.seed is None else [f"seed {record.seed}"]
+            scaled = record.training.get("scale_aug", "off")
+            said = record.training.get("label") or (
+                "" if scaled == "off" else f"scale-aug {scaled}"
+            )
+            details += [said] if said else []
         details += [f"{option} {value}" for option, value in record.options.items()]
         if record.data.trained_size is not None:
             details.append(f"{record.data.size} px")
