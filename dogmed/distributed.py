@@ -86,13 +86,7 @@ def join(device: str = "auto") -> Iterator[World]:
     size = int(os.environ.get("WORLD_SIZE", "1"))
     rank = int(os.environ.get("RANK", "0"))
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    chosen = find_device(device, local_rank if size > 1 else None)
-    if chosen.type == "cuda":
-        torch.cuda.set_device(chosen)
-        # training is in bfloat16 anyway, and what is called float32 is to be it
-        torch.backends.cudnn.allow_tf32 = False
-    else:
-        keep_freed_memory()
+    chosen = open_device(device, local_rank if size > 1 else None)
     if size > 1:
         backend = "nccl" if chosen.type == "cuda" else "gloo"
         if os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") == "0":
@@ -174,6 +168,24 @@ def fresh_store(rank: int, size: int) -> dist.Store:
             raise dist.DistStoreError(f"{size - 1} other processes were to come, not all did")
         time.sleep(0.05)
     return store
+
+
+def open_device(name: str, local_rank: int | None = None) -> torch.device:
+    """Find a device as ``find_device`` does, and make it the one that all of this process computes on.
+
+    On CUDA convolutions in float32 are then in float32, not in TF32 as by default: training is in bfloat16
+    anyway, and scores are to be the same wherever they are worked out.
+
+    Raises:
+        ConfigError: there is no such device.
+    """
+    device = find_device(name, local_rank)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+        torch.backends.cudnn.allow_tf32 = False
+    else:
+        keep_freed_memory()
+    return device
 
 
 def find_device(name: str, local_rank: int | None = None) -> torch.device:

@@ -10,9 +10,10 @@ import sys
 import threading
 
 import pytest
+import torch
 import torch.distributed as dist
 
-from dogmed.distributed import fresh_store, join
+from dogmed.distributed import fresh_store, join, open_device
 from dogmed.errors import DogmedError, TrainingError
 
 
@@ -42,6 +43,18 @@ def test_processes_meet_though_dead_ones_have_left_their_names(
         stores[1].set("key", str(start))
         assert {store.get("key") for store in stores.values()} == {str(start).encode()}
         seen.append(stores)
+
+
+def test_an_opened_device_computes_float32_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    assert open_device("cuda:1") == torch.device("cuda", 1)
+    assert chosen == [torch.device("cuda", 1)] and not torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = True
+    with join("cuda") as world:
+        assert world.device == torch.device("cuda", 0) and not torch.backends.cudnn.allow_tf32
 
 
 def test_when_one_process_raises_alone_the_other_ends_with_one_line() -> None:

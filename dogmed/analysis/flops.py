@@ -90,9 +90,9 @@ def _subjects(config: FlopsConfig, console: Console, points: Points) -> list[Sub
     from dogmed.analysis.flops_points import Subject
     from dogmed.analysis.output import folder_of
     from dogmed.data.progress import Console as Progress
-    from dogmed.distributed import find_device
+    from dogmed.distributed import open_device
 
-    device = find_device(config.device)
+    device = open_device(config.device)
     models = open_models(config.models, config.weights_dir)
     titles = [trained.title for trained in models]
     subjects: list[Subject] = []

@@ -147,10 +147,10 @@ def _subjects(
     from dogmed.analysis.output import folder_of
     from dogmed.analysis.scale_points import Subject
     from dogmed.data.progress import Console as Progress
-    from dogmed.distributed import find_device
+    from dogmed.distributed import open_device
     from dogmed.models.trained import dog_layers
 
-    device = find_device(config.device)
+    device = open_device(config.device)
     models = open_models(config.models, config.weights_dir)
     if protocol.kernel_sizes and not any(dog_layers(trained.model) for trained in models):
         raise ConfigError(
