@@ -11,6 +11,7 @@ from torch import nn
 from dogmed.errors import ConfigError
 from dogmed.models import DoGNeXt
 from dogmed.models.cost import count_macs
+from dogmed.models.scaling import nearest_odd
 from dogmed.models.stem import StemDoGConv2d
 from dogmed.models.trained import dog_layers
 
@@ -104,7 +105,7 @@ def configurations(
 
 def in_proportion(kernel_size: int, stride: int, new_stride: int) -> int:
     """The odd kernel size nearest to ``kernel_size * new_stride / stride``, of two the larger: 15 for 14."""
-    return kernel_size * new_stride // (2 * stride) * 2 + 1
+    return nearest_odd(kernel_size * new_stride / stride)
 
 
 def strided_layer(model: nn.Module) -> StemDoGConv2d | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -17,7 +16,7 @@ from dogmed.analysis.evaluation import Evaluation, Score
 from dogmed.analysis.images import Fit, Images
 from dogmed.analysis.scale import THESIS, THESIS_SIZE, Protocol
 from dogmed.errors import ConfigError
-from dogmed.models.scaling import resized_kernels, usual_kernel_size
+from dogmed.models.scaling import nearest_odd, resized_kernels, usual_kernel_size
 
 ALPHA = 0.05  # as in dogmed report
 
@@ -299,10 +298,9 @@ def _sides(protocol: Protocol, size: int) -> list[tuple[float, int]]:
 def _kernels(protocol: Protocol, own: int) -> tuple[int, ...]:
     """Kernel sizes to try, descending: those given, or the usual ones, and the model's own."""
     sizes = {own, *protocol.kernel_sizes}
-    if not protocol.kernel_sizes and protocol.name == "scale":
-        sizes |= {size for size in (own - 2, own - 4) if size >= 3}
-    elif not protocol.kernel_sizes:
-        sizes |= {2 * math.ceil(own * factor / 2) - 1 for factor in protocol.factors}
+    if not protocol.kernel_sizes:
+        near = [nearest_odd(own * factor) for factor in protocol.factors]
+        sizes |= {size for size in near or (own - 2, own - 4) if size >= 3}
     return tuple(sorted(sizes, reverse=True))
 
 

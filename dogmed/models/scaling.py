@@ -10,6 +10,7 @@ plain bilinear at s = 0.35 would read four of each eight pixels and show aliases
 from __future__ import annotations
 
 import contextlib
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -96,6 +97,11 @@ def usual_kernel_size(model: nn.Module) -> int | None:
     return max(sizes, key=lambda size: (sizes[size], size), default=None)
 
 
+def nearest_odd(x: float) -> int:
+    """The odd integer nearest to ``x``, of two the larger: 15 for 14."""
+    return 2 * math.floor(x / 2) + 1
+
+
 @contextlib.contextmanager
 def resized_kernels(model: nn.Module, kernel_size: int | None) -> Iterator[None]:
     """Let every DoGConv of ``model`` sample ``kernel_size`` cells inside the context; None changes none.
@@ -105,16 +111,23 @@ def resized_kernels(model: nn.Module, kernel_size: int | None) -> Iterator[None]
     Args:
         model: a network; one without DoGConvs is left as it is.
         kernel_size: odd.
+
+    Raises:
+        ConfigError: an even size.
     """
     if kernel_size is None:
         yield
         return
+    if kernel_size % 2 == 0:
+        raise ConfigError(
+            f"kernels of {kernel_size} cells: expected an odd size; give {nearest_odd(kernel_size)}"
+        )
     layers = [module for module in model.modules() if isinstance(module, DoGConv2d)]
     before = [layer.kernel_size for layer in layers]
     try:
         usual = usual_kernel_size(model) or 1
         for layer, size in zip(layers, before, strict=True):
-            layer.kernel_size = 2 * (size * kernel_size // (2 * usual)) + 1
+            layer.kernel_size = nearest_odd(size * kernel_size / usual)
         yield
     finally:
         for layer, size in zip(layers, before, strict=True):

@@ -21,6 +21,7 @@ from dogmed.models.scaling import (
     TwoSpeeds,
     build_scale,
     downsample,
+    nearest_odd,
     refuse_unusable,
     resized_kernels,
     usual_kernel_size,
@@ -112,6 +113,18 @@ def test_a_first_layer_of_another_size_keeps_its_proportion() -> None:
             assert {layer.kernel_size for layer in others} == {size}
             assert first.kernel_size == of_first
     assert first.kernel_size == 15
+
+
+def test_the_nearest_odd_size_and_no_even_one() -> None:
+    odd = range(-1, 61, 2)
+    for x in (k / 7 for k in range(7 * 50)):
+        assert abs(nearest_odd(x) - x) == min(abs(size - x) for size in odd)
+    assert [nearest_odd(x) for x in (4, 13.9, 14, 14.1)] == [5, 13, 15, 15]
+    model = timm.create_model("dognext_test", kernel_size=9)
+    wrong = "kernels of 6 cells: expected an odd size; give 7"
+    with pytest.raises(ConfigError, match=wrong), resized_kernels(model, 6):
+        pass
+    assert {m.kernel_size for m in model.modules() if isinstance(m, DoGConv2d)} == {9}
 
 
 def test_two_speeds_share_parameters_and_names() -> None:
