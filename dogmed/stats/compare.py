@@ -82,8 +82,8 @@ class Difference:
     p: float
     covers: str
     degenerate: bool = False
-    """All resamples differ by the same, as those of a single image do: nothing is known of chance, so that
-    the interval is all that the metric can differ by, and p is 1."""
+    """They differ on so few images that all of them pointing one way would say nothing: the interval is all
+    that the metric can differ by, and p is 1."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,7 +183,9 @@ def differences(a: Resampled, b: Resampled, *, level: float = 0.95) -> dict[str,
 
     The p-value inverts the interval. With one seed each it is twice the share of replicates on the
     smaller side of zero, counting zeros and one replicate more: at least 2/(R + 1), and 1 for equal
-    models. With several it is that of Student's t. No interval is wider than the metric's range allows.
+    models. With several it is that of Student's t, or 2/(R + 1) where nothing varies. Of n images none is
+    below 2/2^n, that of a sign test where all point one way; where this is 1 - level or more (n < 6 at
+    95%), a difference is ``degenerate``. No interval is wider than the metric's range allows.
 
     Raises:
         ConfigError: a level outside (0, 1).
@@ -192,6 +194,7 @@ def differences(a: Resampled, b: Resampled, *, level: float = 0.95) -> dict[str,
     _same_test_set(a, b)
     check_level(level)
     covers, found = _covers(a, b), {}
+    least = 2 * 0.5 ** len(a.labels)
     for name in a.scores:
         result = _infer(name, [(1, a), (-1, b)], level)
         if result is None:
@@ -199,14 +202,14 @@ def differences(a: Resampled, b: Resampled, *, level: float = 0.95) -> dict[str,
         value, low, high, p = result
         lowest, highest = _RANGE.get(name, (0.0, 1.0))
         span = highest - lowest
-        degenerate = round(value, 12) != 0 and not np.ptp(_replicates(name, [(1, a), (-1, b)]))
+        degenerate = round(value, 12) != 0 and least >= 1 - level
         if degenerate:
             low, high, p = -span, span, 1.0
         found[name] = Difference(
             value=value,
             low=max(low, -span),
             high=min(high, span),
-            p=p,
+            p=max(p, least),
             covers=covers,
             degenerate=degenerate,
         )
@@ -304,10 +307,11 @@ def _infer(
     replicates = _replicates(name, terms)
     if np.isnan(value) or not replicates.size:
         return None
+    tail = 1 + min((replicates <= 0).sum(), (replicates >= 0).sum())
+    share = min(1.0, 2 * float(tail) / (len(replicates) + 1))
     if all(model.seeds == 1 for _, model in terms):
         low, high = np.quantile(replicates, [(1 - level) / 2, (1 + level) / 2])
-        tail = 1 + min((replicates <= 0).sum(), (replicates >= 0).sum())
-        return value, float(low), float(high), min(1.0, 2 * float(tail) / (len(replicates) + 1))
+        return value, float(low), float(high), share
     variance, doubt = replicates.var(), 0.0
     for _, model in terms:
         if added := model.seed_variance[name]:
@@ -315,9 +319,9 @@ def _infer(
             doubt += (model.scores[name].var(ddof=1) / model.seeds) ** 2 / (model.seeds - 1)
     freedom = variance**2 / doubt if doubt else np.inf
     if not (error := float(np.sqrt(variance))):
-        return value, value, value, float(round(value, 12) == 0)
+        return value, value, value, share
     half = float(scipy.stats.t.ppf((1 + level) / 2, freedom)) * error
-    p = float(2 * scipy.stats.t.sf(abs(value) / error, freedom))
+    p = float(max(2 * scipy.stats.t.sf(abs(value) / error, freedom), np.finfo(float).tiny))
     return value, value - half, value + half, p
 
 

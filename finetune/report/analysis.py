@@ -216,11 +216,11 @@ def _coarse(comparisons: Sequence[Comparison], resamples: int) -> list[str]:
 
 
 def _degenerate(comparisons: Sequence[Comparison]) -> list[str]:
-    """Say where the resamples knew nothing of chance."""
-    alike = [c for c in comparisons if c.difference.degenerate]
-    if not alike:
+    """Say where the test images are too few to say anything."""
+    few = [c for c in comparisons if c.difference.degenerate]
+    if not few:
         return []
     return [
-        f"{len(alike)} comparisons have no interval and p 1, for all resamples differ by the very same amount, as "
-        f"they do on a single test image: {', '.join(dict.fromkeys(c.where.name for c in alike))}"
+        f"{len(few)} comparisons have no interval and p 1, for their test images are so few that not even all of "
+        f"them pointing one way would say anything: {', '.join(dict.fromkeys(c.where.name for c in few))}"
     ]

@@ -127,19 +127,41 @@ def test_a_model_and_itself_do_not_differ(runs):
     assert all(d.value == 0 and d.low <= 0 <= d.high and d.p == 1 for d in found.values())
 
 
-@pytest.mark.parametrize("images", [1, 12])
+@pytest.mark.parametrize("right", [4, 5])
 @pytest.mark.parametrize("runs", [1, 3])
-def test_resamples_that_all_differ_alike_decide_nothing(runs, images):
-    labels = np.zeros((images, 1), int)
-    right, wrong = np.tile([1.0, 0.0], (images, 1)), np.tile([0.3, 0.7], (images, 1))
-    mixed = [right, wrong, right][:runs] if images == 1 else [right] * runs
-    a, b = (stats.resample(BINARY, labels, many, resamples=200) for many in (mixed, [wrong] * runs))
+def test_five_images_decide_nothing(runs, right):
+    labels = np.zeros((5, 1), int)
+    some, none = np.tile([1.0, 0.0], (5, 1)), np.tile([0.3, 0.7], (5, 1))
+    some[right:] = none[right:]
+    a, b = (stats.resample(BINARY, labels, [p] * runs, resamples=200) for p in (some, none))
     for sign, found in ((1, stats.differences(a, b)), (-1, stats.differences(b, a))):
         difference = found["acc"]
-        assert sign * difference.value > 0.5
+        assert sign * difference.value == pytest.approx(right / 5)
         assert difference.degenerate
         assert (difference.low, difference.high, difference.p) == (-1, 1, 1)
+    assert not stats.differences(a, b, level=0.9)["acc"].degenerate
     assert not stats.differences(a, a)["acc"].degenerate
+
+
+@pytest.mark.parametrize("images", [6, 12, 200])
+@pytest.mark.parametrize("runs", [1, 3])
+def test_images_that_all_point_one_way_decide_with_no_p_below_the_sign_test(runs, images):
+    labels = np.zeros((images, 1), int)
+    right, wrong = np.tile([1.0, 0.0], (images, 1)), np.tile([0.3, 0.7], (images, 1))
+    a, b = (stats.resample(BINARY, labels, [p] * runs, resamples=500) for p in (right, wrong))
+    sign_test = scipy.stats.binomtest(images, images).pvalue
+    for sign, found in ((1, stats.differences(a, b)), (-1, stats.differences(b, a))):
+        difference = found["acc"]
+        assert not difference.degenerate and difference.low == difference.high == sign
+        assert difference.p == pytest.approx(max(sign_test, 2 / 501)) and difference.p < 0.05
+
+
+@pytest.mark.parametrize("runs", [1, 3])
+def test_a_perfect_ranking_is_told_from_the_trivial_answer(runs):
+    labels = np.arange(200)[:, None] % 2
+    model = stats.resample(BINARY, labels, [np.eye(2)[labels[:, 0]]] * runs, resamples=200)
+    found = stats.differences(model, stats.trivial_answer(model, labels))["auc"]
+    assert (found.value, found.p) == (0.5, pytest.approx(2 / 201)) and not found.degenerate
 
 
 def test_no_interval_is_wider_than_the_metric_allows():
@@ -200,7 +222,7 @@ def gaussian(rng, seeds: int, own: float, common) -> Resampled:
     scores = 0.5 + scale * (own * rng.normal(size=seeds) + common[0] + rng.normal(size=seeds))
     replicates = scores[:, None] + scale * (common[1:] + rng.normal(size=(seeds, resamples)))
     return Resampled(
-        kind=BINARY, labels=np.zeros((1, 1), np.int64), classes=2, seed=0,
+        kind=BINARY, labels=np.zeros((100, 1), np.int64), classes=2, seed=0,
         scores={"acc": scores}, replicates={"acc": replicates.mean(0)},
         seed_variance={"acc": seed_variance(scores, replicates)},
     )  # fmt: skip
