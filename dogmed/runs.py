@@ -112,12 +112,15 @@ class RunFolder:
             )
 
     def _changed(self, settings: Mapping[str, Any]) -> list[str]:
-        """The settings, those that are free aside, that are not those of ``config.yaml``."""
+        """The settings, those that are free aside, that are not those of ``config.yaml``.
+
+        Of ``--scale-aug`` what it stands for: before there was the word, a recipe gave the details.
+        """
         old, new = self.settings(), configuration.flatten(settled(settings))
         return [
             f"--{key.replace('_', '-')} {old.get(key)} -> {new.get(key)}"
             for key in sorted(old.keys() | new.keys())
-            if key not in self.free and old.get(key) != new.get(key)
+            if key not in self.free | {"scale_aug"} and old.get(key) != new.get(key)
         ]
 
     def settings(self) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
 from dogmed import config as configuration
@@ -20,6 +21,7 @@ from dogmed.models import build_model
 from dogmed.models.weights import verify
 from dogmed.pretrain import command as commands
 from dogmed.pretrain.config import PretrainConfig
+from dogmed.pretrain.folder import PretrainFolder
 from dogmed.pretrain.run import pretrain
 from dogmed.weights.records import read_record
 
@@ -158,6 +160,24 @@ def test_files_of_any_name_train(run_tiny: RunTiny, jpegs: Path, tmp_path: Path)
     name = b"\xff\n.JPEG".decode(errors="surrogateescape")
     next(copy.rglob("*.JPEG")).rename(copy / "train" / "n01440764" / name)
     assert run_tiny(epochs=1, data=str(copy))["epochs"] == 1
+
+
+def test_a_run_from_before_the_word_of_its_scale_augmentation_counts(
+    make_config: MakeConfig, tmp_path: Path
+) -> None:
+    hybrid = make_config("imagenet50ep-hybrid")
+    folder = PretrainFolder(tmp_path / "old")
+    folder.begin(configuration.to_dict(hybrid))
+    folder.last.touch()
+    options = configuration.read_yaml(folder.config)
+    assert options.pop("scale_aug") == "hybrid"
+    assert options["scale"]["probability"] == 0.2  # such a file had the details alone
+    folder.config.write_text(yaml.safe_dump(options))
+    folder.refuse_other_settings(configuration.to_dict(hybrid))
+    for word, details in (("off", "--scale.probability 0.2 -> 0.0"), ("scale", "0.5 -> 0.0")):
+        other = dataclasses.replace(hybrid, scale_aug=word)
+        with pytest.raises(DogmedError, match=rf"other settings \(.*{details}"):
+            folder.refuse_other_settings(configuration.to_dict(other))
 
 
 def test_other_models_train_with_plain_scale_augmentation(run_tiny: RunTiny) -> None:
