@@ -142,7 +142,7 @@ class Loop:
         with resized_kernels(self.model, draw.kernel_size):
             images = downsample(batch["image"], draw.factor)
             with self.autocast:
-                logits = self.network(images, draw.factor == 1).float()
+                logits = self.network(images, draw == Draw()).float()
             total = self.objective.loss(logits, batch["label"], reduction="none").sum()
             (total * (self.world.size / self._images_in(step))).backward()
         if self.settings.clip_grad is not None:

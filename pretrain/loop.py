@@ -136,7 +136,7 @@ class Loop:
             with sync, resized_kernels(self.model, draw.kernel_size):
                 images = downsample(batch["image"], draw.factor)
                 with self.autocast:
-                    logits = self.network(images, draw.factor == 1)
+                    logits = self.network(images, draw == Draw())
                 loss = F.cross_entropy(
                     logits.float(),
                     batch["label"],

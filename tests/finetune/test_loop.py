@@ -167,6 +167,21 @@ def test_every_step_has_the_scale_and_kernels_drawn_for_it_and_evaluation_is_who
     assert make_loop(assemble(make_config()), make_config()).settings.scale is None
 
 
+def test_images_of_the_whole_side_with_smaller_kernels_are_not_for_the_compiled_network(
+    make_config: MakeConfig, tmp_path: Path
+) -> None:
+    config = make_config(
+        epochs=1, batch_size=32, net__kernel_size=9, scale_aug="hybrid", scale__probability=0.7,
+        scale__range=[1, 1],
+    )  # fmt: skip
+    loop = make_loop(assemble(config), config)
+    layer = next(m for m in loop.model.modules() if isinstance(m, DoGConv2d))
+    seen: list[tuple[int, bool]] = []
+    loop.network.register_forward_pre_hook(lambda _, a: seen.append((layer.kernel_size, a[1])))
+    run(loop, tmp_path / "last.pt")
+    assert set(seen) == {(9, True), (7, False)}
+
+
 def test_a_loss_that_is_not_finite_stops_with_epoch_step_and_rate(
     run_tiny: Callable[..., Any], tmp_path: Path
 ) -> None:

@@ -187,6 +187,20 @@ def test_every_kernel_of_a_step_has_the_size_drawn_for_it(make_config: MakeConfi
     assert {5, 7, 9} >= set.union(*sizes) and len(set(shapes)) > 1
 
 
+def test_images_of_the_whole_side_with_smaller_kernels_are_not_for_the_compiled_network(
+    make_config: MakeConfig, tmp_path: Path
+) -> None:
+    config = make_config(
+        "imagenet50ep-multikernel", epochs=2, scale__probability=0.5, scale__range=[1, 1]
+    )
+    loop = assemble(config)
+    layer = next(m for m in loop.model.modules() if isinstance(m, DoGConv2d))
+    seen: list[tuple[int, bool]] = []
+    loop.network.register_forward_pre_hook(lambda _, a: seen.append((layer.kernel_size, a[1])))
+    run(loop, tmp_path / "last.pt")
+    assert set(seen) == {(9, True), (7, False)}
+
+
 def test_a_loss_that_is_not_finite_stops_with_epoch_step_rate_and_checkpoint(
     make_config: MakeConfig, tmp_path: Path
 ) -> None:
