@@ -17,6 +17,7 @@ from PIL import Image
 
 from dogmed import cli, config, stats
 from dogmed.errors import ConfigError, DogmedError, WeightsError
+from dogmed.finetune.ablate.comparison import Agreement, Row, _agreement
 from dogmed.finetune.ablate.options import AblateConfig, shared_options
 from dogmed.finetune.ablate.study import ablate
 from dogmed.finetune.ablate.variants import choose
@@ -139,16 +140,39 @@ def test_the_figures_are_those_of_the_runs_own_predictions(done: Path, module_di
         assert (row["auc_verdict"] != "noise") == significant
 
 
-def test_the_orders_are_compared_by_kendall(done: Path) -> None:
-    found = json.loads((done / "ablation.json").read_text())
-    rows = found["rows"]
-    ours, theirs = ([row[key] for row in rows] for key in ("acc", "thesis_imagenet_acc1"))
-    if len(set(ours)) < 2:
-        assert found["agreement"] is None
+@pytest.mark.parametrize(
+    ("ours", "ranks"),
+    [
+        ([0.9, 0.7, 0.8, 0.6], [1, 3, 2, 4]),  # the thesis's order
+        ([0.9, 0.8, 0.7, 0.6], [1, 2, 3, 4]),  # a pair turned round
+        ([0.6, 0.8, 0.8, 0.9], [4, 2, 2, 1]),
+        ([0.8, 0.8, 0.8, 0.8], [1, 1, 1, 1]),
+    ],
+)
+def test_the_orders_are_compared_by_kendall(ours: list[float], ranks: list[int]) -> None:
+    rows = []
+    for value, variant in zip(ours, choose(["strided-d1", "k9", "no-grn"]), strict=True):
+        acc = stats.Estimate(value=value, low=0, high=1, seeds=2, sd=0.0, covers="")
+        rows.append(Row(variant, "dognext_test", 0, 0, scores={"acc": acc}))
+    theirs = [row.variant.thesis.acc1 for row in rows if row.variant.thesis]
+    found = _agreement(rows)
+    assert [row.rank for row in rows] == ranks
+    assert [row.thesis_rank for row in rows] == [1, 3, 2, 4]
+    if len(set(ours)) == 1:
+        assert found is None  # no order
         return
     test = scipy.stats.kendalltau(ours, theirs)
-    assert found["agreement"] == {"tau": test.statistic, "p": test.pvalue, "variants": 4}
-    assert [row["thesis_rank"] for row in rows] == [1, 3, 2, 4]
+    assert found == Agreement(test.statistic, test.pvalue, 4)
+    assert _agreement(rows[:2]) is None
+
+
+def test_the_agreement_of_a_study_is_that_of_its_rows(done: Path) -> None:
+    found = json.loads((done / "ablation.json").read_text())
+    ours, theirs = ([r[key] for r in found["rows"]] for key in ("acc", "thesis_imagenet_acc1"))
+    assert [row["thesis_rank"] for row in found["rows"]] == [1, 3, 2, 4]
+    assert (found["agreement"] is None) == (len(set(ours)) == 1)
+    if found["agreement"]:
+        assert found["agreement"]["tau"] == scipy.stats.kendalltau(ours, theirs).statistic
 
 
 def test_a_second_call_trains_nothing_and_a_smaller_one_compares_what_it_names(
