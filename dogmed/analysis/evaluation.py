@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import nn
 
 from dogmed import stats
 from dogmed.analysis.images import Fit, Images
@@ -135,7 +136,7 @@ class Evaluation:
             changed: name of that change, a part of a file's name; "" for none.
 
         Raises:
-            ConfigError: the network cannot take images of this size.
+            ConfigError: the device's memory is too small for so many images at once.
         """
         assert (change is None) == (not changed)
         key = "-".join([split, f"{side}px", fit, *([changed] if changed else [])])
@@ -213,11 +214,6 @@ class Evaluation:
                         f"--batch-size {self.batch_size}: too many images of {side} px at once for "
                         "the device's memory; give fewer"
                     ) from error
-                except (RuntimeError, AssertionError, ValueError) as error:
-                    reason = str(error).strip().partition("\n")[0]
-                    raise ConfigError(
-                        f"{self.trained.title} cannot take images of {batch.shape[-1]} px ({reason})"
-                    ) from error
                 parts.append(self.objective.probabilities(logits).cpu().numpy())
         return np.concatenate(parts)
 
@@ -237,6 +233,12 @@ class Evaluation:
         left = self.points.left
         more = "" if left is None else f"   left about {duration(left)}"
         self.console.line(f"{count:>10}  {self.trained.title}  {key}  {duration(seconds)}{more}")
+
+
+def total_stride(model: nn.Module) -> int:
+    """Pixels to a cell of the last feature map, along each axis; 1 of a network that does not tell."""
+    info: Any = getattr(model, "feature_info", None) or [{}]
+    return int(info[-1].get("reduction", 1))
 
 
 def _hits(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, np.ndarray]:

@@ -131,13 +131,29 @@ def test_a_file_cut_short_is_made_anew(
     np.testing.assert_array_equal(make(path).probabilities("val", side=28), first)
 
 
-def test_a_size_that_the_network_cannot_take_is_one_line(
-    make: Callable[..., Evaluation], make_weights: Callable[..., Path]
+@pytest.mark.parametrize(
+    ("fault", "raised", "said"),
+    [
+        (torch.OutOfMemoryError("CUDA"), ConfigError, "--batch-size 64: too many images of 28 px"),
+        (RuntimeError("CUDA error: unspecified"), RuntimeError, "^CUDA error: unspecified$"),
+        (AssertionError("ours"), AssertionError, "^ours$"),
+    ],
+)
+def test_of_faults_only_a_lack_of_memory_is_the_users_to_mend(
+    make: Callable[..., Evaluation],
+    make_weights: Callable[..., Path],
+    fault: Exception,
+    raised: type[Exception],
+    said: str,
 ) -> None:
-    evaluation = make(make_weights(model="convnextv2_atto"))
-    with pytest.raises(ConfigError, match=r"cannot take images of 28 px \(") as error:
+    evaluation = make(make_weights())
+
+    def fail(*_: object) -> None:
+        raise fault
+
+    evaluation.model.register_forward_pre_hook(fail)
+    with pytest.raises(raised, match=said):
         evaluation.probabilities("val", side=28)
-    assert "\n" not in str(error.value)
 
 
 def test_many_classes_are_told_by_accuracy_at_1_and_5(
