@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from dogmed import stats
-from dogmed.analysis.evaluation import Evaluation, Score
+from dogmed.analysis.evaluation import Evaluation, Score, total_stride
 from dogmed.analysis.flops_ways import (
     Configuration,
     Cost,
@@ -20,6 +20,7 @@ from dogmed.analysis.flops_ways import (
     configurations,
     count_cost,
     pareto,
+    too_small,
 )
 from dogmed.analysis.images import Images
 from dogmed.errors import ConfigError, DataError
@@ -57,23 +58,26 @@ class Subject:
         """Choose what is not given, count what each costs, and refuse what the network cannot take.
 
         Raises:
-            ConfigError: strides for a network that does not stride in a DoGConv, or larger than the
-                image; resolutions that the network cannot take.
+            ConfigError: strides for a network that does not stride in a DoGConv; strides or resolutions
+                that make the image smaller than the total stride, or that the network cannot take.
         """
         model, record = evaluation.model, evaluation.trained.record
         planned = configurations(model, title, record.data.size, strides, resolutions)
-        network = copy.deepcopy(model).to("meta")
+        network, stride = copy.deepcopy(model).to("meta"), total_stride(model)
         costs, notes = {}, []
         for one in planned:
-            found = count_cost(network, one, record.in_chans)
+            found = too_small(one, planned[0], stride) or count_cost(network, one, record.in_chans)
             if isinstance(found, Cost):
                 costs[one] = found
                 continue
             refused = f"{title} cannot take images of {one.side} px ({found})"
-            if one.way != "resolution" or resolutions:
-                flag = f"--resolutions {one.side}: " if one.way == "resolution" else ""
-                raise ConfigError(f"{flag}{refused}")
-            notes.append(f"left out: {refused}")
+            if one.way == "full":
+                raise ConfigError(refused)
+            of_side = one.way == "resolution"
+            if resolutions if of_side else strides:
+                flag = f"--resolutions {one.side}" if of_side else f"--strides {one.stride}"
+                raise ConfigError(f"{flag}: {refused}")
+            notes.append(f"{title}: left out {one}: {found}")
         return cls(title, evaluation, costs, tuple(notes))
 
     @property

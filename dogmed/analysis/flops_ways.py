@@ -137,6 +137,22 @@ def change(model: nn.Module, one: Configuration) -> contextlib.AbstractContextMa
     return changed_stem(model, one.stride, one.kernel_size)
 
 
+def too_small(one: Configuration, full: Configuration, stride: int) -> str | None:
+    """Say why the image is too small for a configuration, whose total stride is larger; None if it is not.
+
+    A network that is used below its total stride as it is, is bound by its first stride alone.
+
+    Args:
+        one: to be tried.
+        full: the model as it is.
+        stride: in total, of the model as it is.
+    """
+    needed = stride * (one.stride or 1) // (full.stride or 1)
+    if full.side < stride or one.side >= needed:
+        return None
+    return f"{needed} px or more: its total stride"
+
+
 def count_cost(network: nn.Module, one: Configuration, in_chans: int) -> Cost | str:
     """Count what a configuration costs; returns what the network says if it cannot take the image."""
     with change(network, one):

@@ -23,7 +23,9 @@ from safetensors.torch import load_file
 import dogmed.models  # noqa: F401  (registers the DoGNeXt family)
 from dogmed import cli, metrics
 from dogmed.analysis import flops_points, flops_report
+from dogmed.analysis.evaluation import Evaluation
 from dogmed.analysis.flops import read_budget
+from dogmed.analysis.flops_points import Subject
 from dogmed.analysis.flops_ways import (
     Configuration,
     Cost,
@@ -35,6 +37,7 @@ from dogmed.analysis.flops_ways import (
     pareto,
     strided_layer,
 )
+from dogmed.analysis.images import TaskImages
 from dogmed.console import Console
 from dogmed.data import Prepared
 from dogmed.errors import ConfigError
@@ -373,6 +376,50 @@ def test_wrong_input_is_one_line(
     notes, line = capsys.readouterr().err.strip().rpartition("\n")[::2]
     assert said in line and line.startswith("dogmed: ") and "dogmed: " not in notes
     assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture
+def settle(
+    make_weights: Callable[..., Path], prepared: Prepared, tmp_path: Path
+) -> Callable[..., Subject]:
+    """Settle what is tried with a model that was trained at a size; nothing is evaluated."""
+
+    def of(size: int, strides: tuple[int, ...] = (), resolutions: tuple[int, ...] = ()) -> Subject:
+        trained = open_trained(str(make_weights(data={"size": size})))
+        evaluation = Evaluation(
+            trained, TaskImages(prepared, trained.record), tmp_path / "kept", Console(False),
+            device=torch.device("cpu"), batch_size=1, resamples=1,
+        )  # fmt: skip
+        return Subject.settle("it", evaluation, strides, resolutions)
+
+    return of
+
+
+def test_no_image_is_below_the_total_stride(settle: Callable[..., Subject]) -> None:
+    for strides, resolutions, said in (
+        (
+            (200,),
+            (),
+            "--strides 200: it cannot take images of 224 px (1600 px or more: its total stride)",
+        ),
+        (
+            (),
+            (5,),
+            "--resolutions 5: it cannot take images of 5 px (32 px or more: its total stride)",
+        ),
+    ):
+        with pytest.raises(ConfigError, match=re.escape(said)):
+            settle(224, strides, resolutions)
+    assert [one.side for one in settle(224, (28,), (32,)).costs] == [224, 224, 32, 224]
+    usual = settle(40)
+    assert [(one.way, one.stride, one.side) for one in usual.costs] == [
+        ("full", 4, 40), ("stride", 5, 40), ("resolution", 4, 32), ("stride+kernel", 5, 40)
+    ]  # fmt: skip
+    assert len(usual.notes) == 9
+    assert (
+        usual.notes[0] == "it: left out stride 6, kernel 7, 40 px: 48 px or more: its total stride"
+    )
+    assert len(settle(28).costs) == 13, "trained below it: bound by the first stride alone"
 
 
 def test_a_stopped_analysis_goes_on(
