@@ -8,15 +8,13 @@ thesis calls FLOPs, as fvcore counts them, are MACs.
 
 from __future__ import annotations
 
-import hashlib
 import re
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from annotated_types import Ge, Le
 
-from dogmed.analysis.subject import SubjectConfig, open_images, open_models
-from dogmed.config import configclass, to_dict
+from dogmed.analysis.subject import SubjectConfig, open_evaluations, open_models
+from dogmed.config import configclass
 from dogmed.errors import ConfigError
 from dogmed.options import Count, Side
 
@@ -86,54 +84,12 @@ def read_budget(text: str) -> int:
 
 def _subjects(config: FlopsConfig, console: Console, points: Points) -> list[Subject]:
     """Open the models with their images, and settle what is tried with each."""
-    from dogmed.analysis.evaluation import Evaluation
     from dogmed.analysis.flops_points import Subject
-    from dogmed.analysis.output import folder_of
-    from dogmed.data.progress import Console as Progress
-    from dogmed.distributed import open_device
 
-    device = open_device(config.device)
     models = open_models(config.models, config.weights_dir)
-    titles = [trained.title for trained in models]
     subjects: list[Subject] = []
-    for trained in models:
-        images = open_images(config, trained, Progress())
-        mark = trained.record.sha256[:8]
-        evaluation = Evaluation(
-            trained,
-            images,
-            folder_of(config.out, "flops", f"{trained.title} {mark}", images.name),
-            console,
-            device=device,
-            batch_size=config.batch_size,
-            resamples=config.resamples,
-            points=points,
-        )
-        title = trained.title if titles.count(trained.title) == 1 else f"{trained.title} {mark}"
-        subject = Subject.settle(title, evaluation, config.strides, config.resolutions)
-        if subjects and (first := subjects[0]).images.name != images.name:
-            raise ConfigError(
-                f"{first.title} is tried on {first.images.name}, {title} on {images.name}: give models of "
-                "one task, or --task"
-            )
-        for note in subject.notes:
+    for title, evaluation in open_evaluations(config, "flops", models, console, points):
+        subjects.append(Subject.settle(title, evaluation, config.strides, config.resolutions))
+        for note in subjects[-1].notes:
             console.line(f"note: {note}")
-        subjects.append(subject)
     return subjects
-
-
-def folder_of_all(config: FlopsConfig, subjects: list[Subject]) -> Path:
-    """Where tables and pictures go: a model's own folder, or one of these models together."""
-    from dogmed.analysis.output import folder_of
-
-    if len(subjects) == 1:
-        return subjects[0].evaluation.folder
-    identities = sorted(subject.evaluation.folder.name for subject in subjects)
-    mark = hashlib.sha256("\0".join(identities).encode()).hexdigest()[:8]
-    return folder_of(config.out, "flops", f"{len(subjects)} models {mark}", subjects[0].images.name)
-
-
-def params_of(config: FlopsConfig) -> dict[str, Any]:
-    """The options that decide the result."""
-    left_out = ("out", "tracking", "device", "workers", "batch_size", "cache_dir", "weights_dir")
-    return {name: value for name, value in to_dict(config).items() if name not in left_out}

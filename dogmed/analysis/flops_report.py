@@ -9,13 +9,21 @@ from typing import Any
 
 from dogmed import console
 from dogmed.analysis import flops_picture
-from dogmed.analysis.flops import FlopsConfig, folder_of_all, params_of
+from dogmed.analysis.flops import FlopsConfig
 from dogmed.analysis.flops_choice import Choice, choose
 from dogmed.analysis.flops_points import Found, Measured
-from dogmed.analysis.output import shown, track, write_json, write_table
+from dogmed.analysis.output import (
+    LIBRARIES,
+    SCORES,
+    folder_of_all,
+    shown,
+    track,
+    write_json,
+    write_table,
+)
+from dogmed.analysis.subject import params_of
 from dogmed.provenance import provenance
 
-LIBRARIES = ("torch", "timm", "numpy", "scipy", "scikit-learn")
 DEFINITIONS = {
     "macs": "multiply-accumulates of a forward pass of one image, by torch's FLOP counter (1 MAC = 2 FLOPs): "
     "convolutions and matrix products of the network as published, and the sampling of its DoG kernels",
@@ -24,10 +32,7 @@ DEFINITIONS = {
     "stride+kernel": "the same, with the first DoGConv's kernels in proportion, resized at an unchanged extent",
     "resolution": "of the image; the network is not changed",
     "front": "no other configuration is as good on the images chosen on at a lower cost, or better at the same",
-    "acc": "share of right answers (multi-label: mean over labels), of many classes accuracy@1",
-    "acc5": "share of images whose class is among the five likeliest",
-    "auc": "mean over classes of the area under the ROC curve, as medmnist.evaluator",
-    "low, high": "95% interval over the images: percentile bootstrap, of many classes Wilson's",
+    **SCORES,
     "difference": "score minus the full model's on the same images; interval and p by the paired bootstrap",
     "ms": "median time of a forward pass, per image of the batch; FLOPs are not time",
 }
@@ -39,7 +44,7 @@ def write(
 ) -> Path:
     """Choose for the budget, write it all and say it; returns the folder."""
     subjects = [one.subject for one in found]
-    folder = folder_of_all(config, subjects)
+    folder = folder_of_all(config.out, "flops", [s.evaluation for s in subjects])
     facts = provenance(subjects[0].evaluation.device, LIBRARIES)
     choices = [] if budget is None else [choose(one, budget) for one in found]
     names = _names(found[0])
@@ -171,6 +176,7 @@ def _content(
         "chosen_by": first.subject.metric,
         "told_on": first.told_on,
         "options": params_of(config),
+        "resamples": first.subject.evaluation.resamples,
         "definitions": DEFINITIONS,
         "models": [_model_content(one) for one in found],
         "choices": [

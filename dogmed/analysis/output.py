@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dogmed import tracking
-from dogmed.analysis.evaluation import Score
+from dogmed.analysis.evaluation import Evaluation, Score
 from dogmed.csvfile import csv_text
 from dogmed.runs import slug, write_atomic
 from dogmed.tracking import ledger
@@ -18,12 +19,34 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 EXPERIMENT = "dogmed-analysis"
+LIBRARIES = ("torch", "timm", "numpy", "scipy", "scikit-learn")
+"""Whose versions are told with a result."""
+SCORES = {
+    "acc": "share of right answers (multi-label: mean over labels), of many classes accuracy@1",
+    "acc5": "share of images whose class is among the five likeliest",
+    "auc": "mean over classes of the area under the ROC curve, as medmnist.evaluator",
+    "low, high": "95% interval over the images: percentile bootstrap, of many classes Wilson's",
+}
+"""What the figures of a ``Score`` are."""
 
 
 def folder_of(out: Path, what: str, title: str, images: str = "") -> Path:
     """Where an analysis goes: ``<out>/analysis/<what>/<title>[-<images>]``."""
     name = "-".join(slug(part.replace(" ", "-")) for part in (title, images) if part)
     return out.expanduser() / "analysis" / what / name
+
+
+def folder_of_all(out: Path, what: str, evaluations: Sequence[Evaluation]) -> Path:
+    """Where tables and pictures go: a model's own folder, or one of these models together.
+
+    The same weights with other options are another model, and have another folder.
+    """
+    first = evaluations[0]
+    if len(evaluations) == 1:
+        return first.folder
+    names = sorted(one.folder.name for one in evaluations)
+    mark = hashlib.sha256("\0".join(names).encode()).hexdigest()[:8]
+    return folder_of(out, what, f"{len(evaluations)} models {mark}", first.images.name)
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

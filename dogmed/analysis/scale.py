@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from dogmed.analysis.subject import SubjectConfig, open_images, open_models
-from dogmed.config import configclass, to_dict
+from dogmed.analysis.subject import RESAMPLES, SubjectConfig, open_evaluations, open_models
+from dogmed.config import configclass
 from dogmed.errors import ConfigError
 from dogmed.options import KernelSize, Side
 
@@ -142,63 +141,33 @@ def read_factors(text: str) -> tuple[float, ...]:
 def _subjects(
     config: ScaleConfig, protocol: Protocol, console: Console, points: Points
 ) -> list[Subject]:
-    """Open the models with their images, and settle at what sides and kernel sizes each is tried."""
-    from dogmed.analysis.evaluation import Evaluation
-    from dogmed.analysis.output import folder_of
-    from dogmed.analysis.scale_points import Subject
-    from dogmed.data.progress import Console as Progress
-    from dogmed.distributed import open_device
+    """Open the models with their images, and settle what each is tried at, and how many resamples are drawn."""
+    from dogmed.analysis.scale_points import Subject, resamples_for
     from dogmed.models.trained import dog_layers
 
-    device = open_device(config.device)
     models = open_models(config.models, config.weights_dir)
     if protocol.kernel_sizes and not any(dog_layers(trained.model) for trained in models):
         raise ConfigError(
             f"--kernel-sizes: {models[0].title} has no DoGConv, and only their kernels can be resized; "
             "leave it out, or give a dognext_* model"
         )
-    titles = [trained.title for trained in models]
     subjects: list[Subject] = []
-    for trained in models:
-        images = open_images(config, trained, Progress())
-        mark = trained.record.sha256[:8]
-        title = trained.title if titles.count(trained.title) == 1 else f"{trained.title} {mark}"
-        evaluation = Evaluation(
-            trained,
-            images,
-            folder_of(config.out, "scale", f"{trained.title} {mark}", images.name),
-            console,
-            device=device,
-            batch_size=config.batch_size,
-            resamples=config.resamples,
-            points=points,
-        )
-        subject = Subject.settle(title, evaluation, protocol)
-        if subjects and not subject.same_images(subjects[0]):
-            raise ConfigError(
-                f"{subjects[0].title} is tried on {subjects[0].images.name}, {title} on {images.name}: "
-                "give models of one task, or --task"
-            )
-        for note in subject.notes:
+    for title, evaluation in open_evaluations(config, "scale", models, console, points):
+        subjects.append(Subject.settle(title, evaluation, protocol))
+        for note in subjects[-1].notes:
             console.line(f"note: {note}")
-        subjects.append(subject)
+    family = max(subject.family for subject in subjects)
+    needed = resamples_for(family)
+    if config.resamples is None and needed > RESAMPLES:
+        for subject in subjects:
+            subject.evaluation.resamples = needed
+        console.line(
+            f"{needed} bootstrap resamples in place of {RESAMPLES}: Holm's adjustment over {family} "
+            "differences needs them"
+        )
+    elif config.resamples is not None and needed > config.resamples:
+        console.line(
+            f"warning: --resamples {config.resamples}: no p-value will be small enough after Holm's "
+            f"adjustment over {family} differences; give {needed} or more, or leave it out"
+        )
     return subjects
-
-
-def folder_of_all(config: ScaleConfig, subjects: list[Subject]) -> Path:
-    """Where tables and pictures go: a model's own folder, or one of these models together."""
-    import hashlib
-
-    from dogmed.analysis.output import folder_of
-
-    if len(subjects) == 1:
-        return subjects[0].evaluation.folder
-    hashes = sorted(subject.evaluation.trained.record.sha256 for subject in subjects)
-    mark = hashlib.sha256("".join(hashes).encode()).hexdigest()[:8]
-    return folder_of(config.out, "scale", f"{len(subjects)} models {mark}", subjects[0].images.name)
-
-
-def params_of(config: ScaleConfig) -> dict[str, Any]:
-    """The options that decide the result."""
-    left_out = ("out", "tracking", "device", "workers", "batch_size", "cache_dir", "weights_dir")
-    return {name: value for name, value in to_dict(config).items() if name not in left_out}

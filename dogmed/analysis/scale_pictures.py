@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import itertools
-import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
@@ -20,7 +17,6 @@ from dogmed.analysis.scale_tables import kernel_name, metric_name, thesis_places
 if TYPE_CHECKING:
     from dogmed.analysis.scale_report import Found
 
-DPI = 120
 PANEL = (4.6, 3.5)  # inches
 DASHES = ("-", "--", ":", "-.", (0, (1, 3)), (0, (5, 5)))
 THESIS_TABLES = ("4.6", "4.7")  # of vanilla training
@@ -29,21 +25,6 @@ THESIS_TABLES = ("4.6", "4.7")  # of vanilla training
 def figure_of(found: Found) -> Figure:
     """Scores against factors, or against resolutions."""
     return _rescale_figure(found) if found.protocol.factors else _resolutions_figure(found)
-
-
-def save(figure: Figure, base: Path) -> list[Path]:
-    """Write as ``<base>.png`` and ``<base>.svg``, whole or not at all; returns both."""
-    paths = [base.with_suffix(".png"), base.with_suffix(".svg")]
-    for path in paths:
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        metadata = {"Date": None} if path.suffix == ".svg" else {"Software": None}
-        try:
-            with rc_context({"svg.hashsalt": base.name}):
-                figure.savefig(temporary, format=path.suffix[1:], dpi=DPI, metadata=metadata)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    return paths
 
 
 def _resolutions_figure(found: Found) -> Figure:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import nn
 
 from dogmed import stats
-from dogmed.analysis.evaluation import Evaluation, Score
+from dogmed.analysis.evaluation import Evaluation, Score, total_stride
 from dogmed.analysis.images import Fit, Images
 from dogmed.analysis.scale import THESIS, THESIS_SIZE, Protocol
 from dogmed.errors import ConfigError
@@ -66,10 +67,10 @@ class Subject:
         sides: dict[Fit, tuple[tuple[float, int], ...]] = {}
         for fit in protocol.fits:
             refused = _refused(evaluation, [side for _, side in wanted], fit)
-            if refused and protocol.resolutions:
-                raise ConfigError(f"--resolutions {min(refused)}: {title} {refused[min(refused)]}")
             if size in refused:
                 raise ConfigError(f"{title}, trained at {size} px, {refused[size]}")
+            if refused and protocol.resolutions:
+                raise ConfigError(f"--resolutions {min(refused)}: {title} {refused[min(refused)]}")
             if refused:
                 some = ", ".join(map(str, sorted(refused)))
                 notes.append(f"{title}: left out {some} px: it {refused[max(refused)]}")
@@ -103,11 +104,10 @@ class Subject:
     def cost(self, point: Point) -> float:
         return self.evaluation.cost(point.split, point.side, point.fit)
 
-    def same_images(self, other: Subject) -> bool:
-        """Whether both are tried on the same test."""
-        mine, theirs = self.images, other.images
-        count = [len(images.labels(images.splits[-1])) for images in (mine, theirs)]
-        return mine.name == theirs.name and mine.kind == theirs.kind and count[0] == count[1]
+    @property
+    def family(self) -> int:
+        """How many differences will be adjusted together: other kernel sizes at each size of the images."""
+        return (len(self.kernels) - 1) * max(map(len, self.sides.values()))
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,8 @@ class Change:
     @property
     def word(self) -> str:
         if self.p_holm >= ALPHA:
-            return "noise"
+            enough = self.of.resampled.resamples >= resamples_for(self.family)
+            return "noise" if enough else "too few resamples"
         return "better" if self.difference.value > 0 else "worse"
 
 
@@ -160,6 +161,14 @@ class Choice:
         """By how much choosing on test would look better."""
         metric = self.metric
         return self.best_on_test.scores[metric].value - self.test.scores[metric].value
+
+
+def resamples_for(family: int) -> int:
+    """How many resamples let Holm's adjustment over a family find p < ``ALPHA``.
+
+    The least p-value of R resamples is 2 / (R + 1), and the least of the family is multiplied by its size.
+    """
+    return round(2 * family / ALPHA)
 
 
 def splits_of(subject: Subject) -> list[str]:
@@ -305,28 +314,25 @@ def _kernels(protocol: Protocol, own: int) -> tuple[int, ...]:
 
 
 def _refused(evaluation: Evaluation, sides: Sequence[int], fit: Fit) -> dict[int, str]:
-    """Which sides the network cannot take, and why."""
-    if fit == "pad":  # it sees images of the size that it knows
-        return {}
-    info: Any = getattr(evaluation.model, "feature_info", None) or [{}]
-    stride = info[-1].get("reduction", 1)
-    smallest = min(stride, evaluation.images.size)
+    """Which sides the network cannot take, and why; under ``pad`` it sees those of its training alone."""
+    size, stride = evaluation.images.size, total_stride(evaluation.model)
+    smallest = min(stride, size)
+    network = copy.deepcopy(evaluation.model).to("meta")
     found = {}
-    for side in sides:
+    for side in sides if fit == "resize" else [size]:
         if side < smallest:
             why = f"as at training; its stride is {stride}" if smallest < stride else "its stride"
             found[side] = f"needs {smallest} px or more ({why})"
-        elif (reason := _complaint(evaluation.model, side)) is not None:
+        elif (reason := _complaint(network, side)) is not None:
             found[side] = f"cannot take images of this size ({reason})"
     return found
 
 
 @torch.inference_mode()
-def _complaint(model: nn.Module, side: int) -> str | None:
-    """What a network says of an image of this size; None if it takes it."""
-    like = next(model.parameters())
+def _complaint(network: nn.Module, side: int) -> str | None:
+    """What a network without storage says of an image of this size; None if it takes it."""
     try:
-        model(torch.zeros(1, 3, side, side, device=like.device, dtype=like.dtype))
+        network(torch.zeros(1, 3, side, side, device="meta"))
     except (RuntimeError, AssertionError, ValueError) as error:
         return str(error).strip().partition("\n")[0]
     return None

@@ -9,11 +9,18 @@ from typing import Any
 
 from dogmed import console
 from dogmed.analysis.images import Fit
-from dogmed.analysis.output import track, write_json
-from dogmed.analysis.scale import Protocol, ScaleConfig, folder_of_all, params_of
+from dogmed.analysis.output import (
+    LIBRARIES,
+    SCORES,
+    folder_of_all,
+    save_figure,
+    track,
+    write_json,
+)
+from dogmed.analysis.scale import Protocol, ScaleConfig
 from dogmed.analysis.scale_curves import Curve, curves
 from dogmed.analysis.scale_page import page
-from dogmed.analysis.scale_pictures import figure_of, save
+from dogmed.analysis.scale_pictures import figure_of
 from dogmed.analysis.scale_points import (
     ALPHA,
     Change,
@@ -23,6 +30,7 @@ from dogmed.analysis.scale_points import (
     changes,
     choices,
     metrics_of,
+    resamples_for,
 )
 from dogmed.analysis.scale_tables import (
     CSV_COLUMNS,
@@ -38,11 +46,11 @@ from dogmed.analysis.scale_tables import (
     thesis_places,
     thesis_rows,
 )
+from dogmed.analysis.subject import params_of
 from dogmed.csvfile import csv_text
 from dogmed.provenance import provenance
 from dogmed.runs import write_atomic
 
-LIBRARIES = ("torch", "timm", "numpy", "scipy", "scikit-learn")
 DEFINITIONS = {
     "factor": "side of the resized image over the side that the model was trained at",
     "resize": "the network sees the resized image",
@@ -50,13 +58,11 @@ DEFINITIONS = {
     "or, where it is larger, its middle",
     "kernel": "cells along each axis of every DoGConv; the functions are sampled over the extent of the "
     "training, so that the pattern is resized with the kernel; null: no DoGConv",
-    "acc": "share of right answers (multi-label: mean over labels), of many classes accuracy@1",
-    "acc5": "share of images whose class is among the five likeliest",
-    "auc": "mean over classes of the area under the ROC curve, as medmnist.evaluator",
-    "low, high": "95% interval over the images: percentile bootstrap, of many classes Wilson's",
+    **SCORES,
     "difference": "score minus that of the model's own kernel size on the same images; interval and p by "
     "the paired bootstrap",
-    "p_holm": f"adjusted by Holm over a model's differences of one fit and score; {ALPHA} and more is noise",
+    "p_holm": f"adjusted by Holm over a model's differences of one fit and score; {ALPHA} and more is noise, or "
+    "too few resamples where none could be less",
     "chosen_on_val": "the kernel size with the highest such score on val at that side; equal ones: nearest to own",
     "flattery": "score on test of the kernel size that is best there, minus that of the one chosen on val",
     "worst / at 1": "score at the factor where it is lowest over that at factor 1; interval of that factor's",
@@ -97,7 +103,8 @@ def write(
 ) -> Path:
     """Work out what follows from the points, write it all and say it; returns the folder."""
     found = conclude(protocol, subjects, measured)
-    folder, name = folder_of_all(config, subjects), protocol.name
+    name = protocol.name
+    folder = folder_of_all(config.out, "scale", [s.evaluation for s in subjects])
     title, lead, tables = _title(found), _lead(found), tables_of(found)
     facts = provenance(subjects[0].evaluation.device, LIBRARIES)
     write_json(folder / f"{name}.json", _content(found, params_of(config), facts))
@@ -105,7 +112,7 @@ def write(
     write_atomic(folder / f"{name}.csv", csv_text(CSV_COLUMNS, rows))
     write_atomic(folder / f"{name}.md", markdown(title, [*lead, _machine(facts)], tables))
     figure = figure_of(found)
-    pictures = save(figure, folder / name)
+    pictures = save_figure(figure, folder / name)
     write_atomic(folder / f"{name}.html", page(title, [*lead, _machine(facts)], tables, figure))
     for table in tables:
         if table.printed:
@@ -179,10 +186,10 @@ def _lead(found: Found) -> list[str]:
     lines += [f"Note: {note}." for s in found.subjects for note in s.notes]
     resamples = first.evaluation.resamples
     family = max((change.family for change in found.changes), default=0)
-    if 2 * family / (resamples + 1) >= ALPHA:
+    if resamples < resamples_for(family):
         lines.append(
             f"With {resamples} resamples no p-value is small enough after Holm's adjustment over {family} "
-            f"differences: give --resamples {40 * family} or more."
+            f"differences: give --resamples {resamples_for(family)} or more."
         )
     return lines
 
@@ -199,6 +206,7 @@ def _content(found: Found, options: dict[str, Any], facts: dict[str, Any]) -> di
     return {
         "analysis": found.protocol.name,
         "options": options,
+        "resamples": found.subjects[0].evaluation.resamples,
         "definitions": DEFINITIONS,
         "models": [_model(subject) for subject in found.subjects],
         "points": [

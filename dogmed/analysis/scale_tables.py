@@ -119,7 +119,7 @@ def changes_table(
     family = max(change.family for change in found)
     table.note = (
         f"Points; better, worse or noise: p < 0.05 after Holm's adjustment over the {family} differences of "
-        "a model. Intervals and p-values are in the CSV file."
+        "a model; too few resamples: none could be so small. Intervals and p-values are in the CSV file."
     )
     if thesis:
         table.rows += _thesis_rows(places, differences=True)

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from dogmed.config import configclass, recipe
+from dogmed.config import configclass, recipe, to_dict
 from dogmed.data.progress import Progress
 from dogmed.errors import ConfigError, DataError
 from dogmed.options import Count
 
 if TYPE_CHECKING:  # PyTorch: not for --help
+    from dogmed.analysis.evaluation import Evaluation, Points
     from dogmed.analysis.images import Images
+    from dogmed.console import Console
     from dogmed.models.trained import Trained
+
+RESAMPLES = 1000
 
 
 @configclass
@@ -53,8 +57,9 @@ class SubjectConfig(ModelsConfig):
     """Images at once; no influence on the result beyond rounding."""
     workers: int | None = None
     """Processes that decode ImageNet; None takes as many as there are cores."""
-    resamples: Count = 1000
-    """Bootstrap resamples behind the 95% intervals."""
+    resamples: Count | None = None
+    """Bootstrap resamples behind intervals and p-values; None: 1000, or as many more as Holm's adjustment
+    needs."""
 
 
 def open_models(names: Sequence[str], weights_dir: Path | None) -> list[Trained]:
@@ -129,6 +134,67 @@ def open_images(config: SubjectConfig, trained: Trained, progress: Progress) -> 
             f"{_some(prepared.task.classes)} ({prepared.task.kind}): give the task it was trained on"
         )
     return TaskImages(prepared, trained.record)
+
+
+def open_evaluations(
+    config: SubjectConfig, what: str, models: Sequence[Trained], console: Console, points: Points
+) -> Iterator[tuple[str, Evaluation]]:
+    """Have the models' images ready, one model after another, with a title that is no other's.
+
+    Args:
+        config: the images, the device, and where results go.
+        what: name of the analysis, whose folder results go into.
+        models: as ``open_models`` gives them.
+        console: told of every point.
+        points: shared by all models.
+
+    Raises:
+        ConfigError: the models are tried on different images, or there is no such device.
+        DataError: the images cannot be read, or are of other classes.
+    """
+    from dogmed.analysis.evaluation import Evaluation
+    from dogmed.analysis.output import folder_of
+    from dogmed.data.progress import Console as Progress
+    from dogmed.distributed import open_device
+
+    device = open_device(config.device)
+    titles = [trained.title for trained in models]
+    first: tuple[str, Images] | None = None
+    for trained in models:
+        images = open_images(config, trained, Progress())
+        marked = f"{trained.title} {trained.record.sha256[:8]}"
+        title = trained.title if titles.count(trained.title) == 1 else marked
+        first = first or (title, images)
+        if not _same(images, first[1]):
+            raise ConfigError(
+                f"{first[0]} is tried on {first[1].name}, {title} on {images.name}: give models of one "
+                "task, or --task"
+            )
+        yield (
+            title,
+            Evaluation(
+                trained,
+                images,
+                folder_of(config.out, what, marked, images.name),
+                console,
+                device=device,
+                batch_size=config.batch_size,
+                resamples=config.resamples or RESAMPLES,
+                points=points,
+            ),
+        )
+
+
+def params_of(config: SubjectConfig) -> dict[str, Any]:
+    """The options that decide the result."""
+    left_out = ("out", "tracking", "device", "workers", "batch_size", "cache_dir", "weights_dir")
+    return {name: value for name, value in to_dict(config).items() if name not in left_out}
+
+
+def _same(images: Images, others: Images) -> bool:
+    """Whether both are the same test."""
+    count = [len(one.labels(one.splits[-1])) for one in (images, others)]
+    return images.name == others.name and images.kind == others.kind and count[0] == count[1]
 
 
 def _identity(trained: Trained) -> tuple[str, str]:

@@ -23,8 +23,14 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from dogmed import cli, metrics, stats
-from dogmed.analysis.evaluation import Score
-from dogmed.analysis.scale import Protocol, ScaleConfig, read_factors, read_protocol
+from dogmed.analysis.evaluation import Points, Score
+from dogmed.analysis.scale import (
+    Protocol,
+    ScaleConfig,
+    _subjects,
+    read_factors,
+    read_protocol,
+)
 from dogmed.analysis.scale_curves import curves
 from dogmed.analysis.scale_points import (
     Measured,
@@ -102,7 +108,8 @@ def test_every_number_of_the_tables_is_in_the_csv_and_json_files(
     scale: Callable[..., int], make_weights: Callable[..., Path], tmp_path: Path
 ) -> None:
     paths = [make_weights(), make_weights("b", seed=1)]
-    assert scale(*paths, "--resolutions", 28, 39, "--fit", "resize", "--kernel-sizes", 5) == 0
+    words = ("--fit", "resize", "--kernel-sizes", 5, "--resamples", 80)
+    assert scale(*paths, "--resolutions", 28, 39, *words) == 0
     (folder,) = (tmp_path / "out" / "analysis" / "scale").glob("2-models-*")
     found = content(tmp_path)
     names = {f"scale.{suffix}" for suffix in ("json", "csv", "md", "html", "png", "svg")}
@@ -171,10 +178,11 @@ def test_rescaled_images_and_the_kernels_chosen_on_val(
     assert curve["mean_minus_own"]["value"] == 0 and curve["mean_minus_own"]["p"] == 1
 
 
+OWN_KERNELS: dict[str, Any] = {"seven": {}, "three": {"kernel_size": 3}}
 LABELS = np.arange(200)[:, None] % 2
 
 
-def by_hand(right: dict[tuple[str, int], float]) -> list[Measured]:
+def by_hand(right: dict[tuple[str, int], float], resamples: int = 200) -> list[Measured]:
     """Points at one side whose accuracy is ``right[split, kernel]``."""
     images = SimpleNamespace(splits=("val", "test"), name="by hand", size=28)
     evaluation: Any = SimpleNamespace(images=images)
@@ -183,7 +191,7 @@ def by_hand(right: dict[tuple[str, int], float]) -> list[Measured]:
     for (split, kernel), share in right.items():
         answers = np.where(np.arange(200) < share * 200, LABELS[:, 0], 1 - LABELS[:, 0])
         probabilities = np.eye(2)[answers]
-        resampled = stats.resample("binary", LABELS, [probabilities], resamples=200)
+        resampled = stats.resample("binary", LABELS, [probabilities], resamples=resamples)
         score = Score(float(resampled.scores["acc"][0]), 0.0, 1.0)
         point = Point(split, "resize", 14, 0.5, kernel)
         found.append(Measured(subject, point, {"acc": score}, resampled))
@@ -211,6 +219,40 @@ def test_differences_are_paired_and_adjusted_together() -> None:
     assert seven.difference == expected and seven.family == 2
     assert seven.p_holm == pytest.approx(2 * expected.p)
     assert five.difference.value == 0 and five.p_holm == 1
+
+
+@pytest.mark.parametrize(("resamples", "words"), [(80, "better noise"), (79, "too few resamples")])
+def test_what_no_resamples_could_show_is_not_called_noise(resamples: int, words: str) -> None:
+    seven, five = changes(
+        by_hand({("test", 9): 0.0, ("test", 7): 1.0, ("test", 5): 0.0}, resamples)
+    )
+    assert " ".join(dict.fromkeys((seven.word, five.word))) == words
+
+
+@pytest.mark.parametrize(
+    ("given", "used", "said"),
+    [
+        (None, 1800, "1800 bootstrap resamples in place of 1000: Holm's adjustment over 45 "),
+        (1000, 1000, "warning: --resamples 1000: no p-value will be small enough after Holm's "),
+        (2000, 2000, ""),
+    ],
+)
+def test_resamples_are_settled_before_anything_is_evaluated(
+    make_weights: Callable[..., Path],
+    cache_dir: Path,
+    capsys: pytest.CaptureFixture[str],
+    given: int | None,
+    used: int,
+    said: str,
+) -> None:
+    paths = tuple(str(make_weights(name, options=o)) for name, o in OWN_KERNELS.items())
+    asked = {"models": paths, "cache_dir": cache_dir, "rescale": "0.5..2", "resamples": given}
+    config = build(ScaleConfig, asked)
+    subjects = _subjects(config, read_protocol(config), Console(True), Points())
+    assert [s.family for s in subjects] == [45, 18]
+    assert [s.evaluation.resamples for s in subjects] == [used, used]
+    told = capsys.readouterr().out
+    assert said in told and (said or "resamples" not in told)
 
 
 def test_a_curve_without_a_score_at_1_has_no_ratio() -> None:
@@ -288,6 +330,7 @@ def test_the_thesis_is_quoted_as_it_is() -> None:
         (["{dog}", "--resolutions", "0"], "resolutions"),
         (["{conv}", "--resolutions", "28"], "cannot take images of this size"),
         (["{conv}", "--fit", "resize"], "trained at 28 px, cannot take images of this size"),
+        (["{conv}", "--fit", "pad"], "trained at 28 px, cannot take images of this size"),
         (["{dog}", "--rescale", "2..4"], "expected a range around 1"),
         (["{dog}", "--rescale", "0.5..2", "--resolutions", "28"], "give one"),
         (["{dog}", "--rescale", "0.5..2", "--fit", "both"], "--fit both with --rescale"),
@@ -323,7 +366,7 @@ def test_wrong_requests_are_one_line(
             npz, train_images=pixels, train_labels=labels, test_images=pixels, test_labels=labels
         )
     made = {
-        "dog": {}, "conv": {"model": "convnextv2_atto"}, "mine": {"data": {"name": "mine"}},
+        "dog": {}, "conv": {"model": "test_convnext"}, "mine": {"data": {"name": "mine"}},
         "grade": {
             "classes": tuple("12345"),
             "data": {"name": "retinamnist", "kind": "ordinal", "classes": ()},
