@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dogmed import cli
 from dogmed.analysis.atlas import (
     CELLS,
     NEGATIVE,
@@ -27,6 +26,10 @@ from dogmed.analysis.atlas import (
     save,
     tint,
 )
+from dogmed.analysis.kernels_page import page
+from dogmed.analysis.kernels_study import study
+from dogmed.analysis.kernels_tables import tables
+from dogmed.models.trained import open_trained
 
 CHROMIUM = next(
     (p for n in ("chromium", "chromium-browser", "google-chrome") if (p := shutil.which(n))), None
@@ -102,18 +105,9 @@ def test_the_page_fits_a_phone_dark_and_a_desktop_light(
     make_weights: Callable[..., Path], tmp_path: Path
 ) -> None:
     after, before = make_weights("after", seed=1), make_weights("before", seed=2)
-    words = [
-        str(after),
-        "--before",
-        str(before),
-        "--out",
-        str(tmp_path / "out"),
-        "--tracking",
-        "off",
-    ]
-    assert cli.main(["analyze", "kernels", *words]) == 0
-    (written,) = (tmp_path / "out").rglob("kernels.html")
-    (tmp_path / "page.html").write_text(written.read_text().replace("</head>", PROBE))
+    found = study(open_trained(str(after)), str(before), None, print)
+    text = page(found, tables(found))  # without the pictures that lie beside it
+    (tmp_path / "page.html").write_text(text.replace("</head>", PROBE))
     (tmp_path / "frame.html").write_text(FRAME)
     papers = set()
     for name, width, dark in (("frame", 390, True), ("page", 1280, False)):
