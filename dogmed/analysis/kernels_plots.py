@@ -61,7 +61,7 @@ def charts(study: Study) -> list[Chart]:
         Chart("patterns", "Share of each pattern", "Kernels of each layer by pattern"
               + (", before above after" if _has_before(study) else "") + ".",
               lambda ink: shares(study, ink)),
-        Chart("radius", "Effective receptive radius", "Median and quartiles over a layer's kernels, in pixels "
+        Chart("radius", "Radius of a kernel", "Median and quartiles over a layer's kernels, in px "
               "of the image" + (", hollow: before" if _has_before(study) else "") + ".",
               lambda ink: radii(study, ink)),
         Chart("response", "Frequency response", "Mean magnitude over all directions of kernels of unit energy, "
@@ -124,7 +124,7 @@ def radii(study: Study, ink: Ink) -> Figure:
     figure, ax = _axes(len(study.layers) * 0.2 + 0.8, ink)
     _spans(ax, study, lambda k: k.radius, ink.patterns["on_center"])
     ax.set_xscale("log", base=2)
-    ax.set_xlabel("radius, pixels of the image", color=ink.text)
+    ax.set_xlabel("radius of a kernel, px of the image", color=ink.text)
     ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     return figure
 

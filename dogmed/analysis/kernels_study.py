@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from dogmed.analysis.fitting import Fit, fit
-from dogmed.analysis.layers import Layer, Origin, depthwise_layers, find_origin
+from dogmed.analysis.layers import Layer, Origin, counterparts, depthwise_layers, find_origin
 from dogmed.analysis.patterns import (
     dog_patterns,
     fitted_patterns,
@@ -117,16 +117,15 @@ def study(
         ConfigError: it has no depthwise layers, or ``before`` has others.
         WeightsError: ``before`` cannot be used.
     """
-    in_chans = trained.record.in_chans
-    layers = depthwise_layers(trained.model, in_chans, trained.title)
+    layers = depthwise_layers(trained.model, trained.record.in_chans, trained.title)
     origin = find_origin(trained, before, weights_dir)
-    firsts: list[Layer | None] = [None] * len(layers)
-    if origin.model is not None:
-        firsts = list(
-            _matching(
-                layers, depthwise_layers(origin.model, in_chans, origin.title), trained, origin
-            )
-        )
+    same = {} if origin.model is None else counterparts(layers, trained.model, origin.model)
+    differing = [name for name, first in same.items() if first is None]
+    if differing:
+        told = f"{origin.title} has not the layers of {trained.title} (for example {differing[0]})"
+        if before is not None:
+            raise ConfigError(f"--before: {told}: give weights of the same architecture")
+        origin, same = Origin(None, origin.title, told), {}
     free = [layer for layer in layers if layer.functions is None]
     if free:
         count = sum(len(layer.kernels) for layer in free) * (1 + (origin.model is not None))
@@ -134,7 +133,7 @@ def study(
     random = {size: _random(size) for size in {layer.size for layer in free}}
     found = [
         LayerStudy(describe(layer), None if first is None else describe(first))
-        for layer, first in zip(layers, firsts, strict=True)
+        for layer, first in ((layer, same.get(layer.name)) for layer in layers)
     ]
     return Study(trained, origin, found, random)
 
@@ -151,30 +150,15 @@ def describe(layer: Layer) -> Kernels:
     return Kernels(layer, fitted_patterns(single), size, curves, None, None, mixture, single)
 
 
-def weighted(found: Fit, kernels: torch.Tensor) -> float:
-    """The share of all kernels' energy that their fits explain together."""
-    energy = kernels.square().sum((1, 2))
-    return float((found.explained.nan_to_num() * energy).sum() / energy.sum())
+def weighted(kernels: Sequence[Kernels]) -> float:
+    """The share of the energy of all these kernels that their fits explain together."""
+    pairs = [(k.fit.explained, k.layer.kernels) for k in kernels if k.fit is not None]
+    energy = torch.cat([learned.square().sum((1, 2)) for _, learned in pairs])
+    explained = torch.cat([share for share, _ in pairs]).nan_to_num()
+    return float((explained * energy).sum() / energy.sum())
 
 
 def _random(size: int) -> tuple[Fit, Fit]:
     generator = torch.Generator().manual_seed(0)
     kernels = torch.randn(RANDOM, size, size, generator=generator, dtype=torch.float64)
     return fit(kernels), fit(kernels, single=True)
-
-
-def _matching(
-    layers: list[Layer], first: list[Layer], trained: Trained, origin: Origin
-) -> list[Layer]:
-    """The layers of the origin, if they are those of the trained network."""
-    shapes = [[(layer.name, tuple(layer.kernels.shape)) for layer in of] for of in (layers, first)]
-    same = [
-        (a.functions is None) == (b.functions is None) for a, b in zip(layers, first, strict=False)
-    ]
-    if shapes[0] != shapes[1] or not all(same):
-        differing = next((a for a, b in zip(*shapes, strict=False) if a != b), shapes[0][-1])
-        raise ConfigError(
-            f"--before: {origin.title} has not the layers of {trained.title} (for example {differing[0]}, "
-            f"{'x'.join(map(str, differing[1]))}): give weights of the same architecture"
-        )
-    return first

@@ -24,8 +24,9 @@ DEFINITIONS = {
     f"{patterns.ABSENT:g} before scaling",
     "pattern of a learned kernel": "that of the single function that fits it best, if it explains at least "
     "half of its energy; else 'other'",
-    "radius": "root of sum k^2 r^2 / sum k^2, r from the kernel's middle to the centre of a cell, times the "
-    "pixels of the image to a cell of the layer's input; a cell is 2 extent / K wide in the unit of sigma",
+    "radius": "of one kernel, in px of the image: root of sum k^2 r^2 / sum k^2, r from the kernel's middle to "
+    "the centre of a cell, times the pixels of the image to a cell, which is 2 extent / K wide in the unit of "
+    "sigma; not the effective receptive field, to which all layers before add",
     "response": "mean over all directions of |Fourier transform| of the kernel with sum k^2 = 1; cycles per "
     "pixel of the layer's input",
     "explained": "1 - |k - fit|^2 / |k|^2 of the nearest kernel of the DoG family without bias; 'single': of "
@@ -206,7 +207,11 @@ def _layers(study: Study) -> Table:
         rows.append(row)
     head = list(dict.fromkeys(name for row in rows for name in row))
     return Table(
-        "layers", "Layers", head, rows, "medians, with quartiles of the radius (px of the image)"
+        "layers",
+        "Layers",
+        head,
+        rows,
+        "medians, with quartiles of a kernel's radius (px of the image)",
     )
 
 
@@ -252,10 +257,8 @@ def _fits(study: Study) -> Table:
 def _fit_row(name: str, time: str, kernels: Sequence[Kernels]) -> dict[str, Any]:
     fits = [(k.fit, k.single) for k in kernels if k.fit is not None and k.single is not None]
     mixture, single = (torch.cat([pair[n].explained for pair in fits]).numpy() for n in (0, 1))
-    energy = np.concatenate([k.layer.kernels.square().sum((1, 2)).numpy() for k in kernels])
-    together = float((np.nan_to_num(mixture) * energy).sum() / energy.sum())
     row = {"layer": name, "when": time, "kernels": len(mixture)}
-    return row | _explained(mixture, single) | {"energy-weighted": together}
+    return row | _explained(mixture, single) | {"energy-weighted": weighted(kernels)}
 
 
 def _explained(mixture: NDArray[Any], single: NDArray[Any]) -> dict[str, Any]:
@@ -292,7 +295,7 @@ def _curves(kernels: Kernels) -> dict[str, Any]:
         found["explained"] = {
             "edges": edges.tolist(),
             "kernels": np.histogram(known[np.isfinite(known)], edges)[0].tolist(),
-            "energy-weighted": weighted(kernels.fit, kernels.layer.kernels),
+            "energy-weighted": weighted([kernels]),
         }
     return found
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,7 +36,7 @@ class Layer:
     extent: float
     """Half-width of the kernel in the unit of sigma."""
     reduction: int
-    """Pixels of the image to a cell of the layer's input, and of the kernel."""
+    """Pixels of the image to a cell of the kernel: to one of the layer's input, times its dilation."""
     stride: int
     functions: DoGParameters | None
     """What a DoGConv samples its kernels from."""
@@ -71,7 +72,7 @@ def depthwise_layers(model: nn.Module, in_chans: int, title: str) -> list[Layer]
     Raises:
         ConfigError: there is none.
     """
-    found = {name: m for name, m in model.named_modules() if _is_depthwise(m)}
+    found = _depthwise(model)
     if not found:
         raise ConfigError(
             f"{title}: no layer is a depthwise convolution with square kernels of {SMALLEST} cells or more, "
@@ -79,6 +80,24 @@ def depthwise_layers(model: nn.Module, in_chans: int, title: str) -> list[Layer]
         )
     reductions = _reductions(model, in_chans, found)
     return [_layer(name, found[name], reduction) for name, reduction in reductions.items()]
+
+
+@torch.no_grad()
+def counterparts(
+    layers: Sequence[Layer], model: nn.Module, origin: nn.Module
+) -> dict[str, Layer | None]:
+    """Find the layers of a model, by name, in the network that it began as; None where one differs.
+
+    DoGConvs are functions: the origin's are sampled as the model's are, whatever their own size and stride.
+
+    Args:
+        layers: of ``model``.
+        model: the trained network.
+        origin: what it began as; a layer that it alone has is None too.
+    """
+    own, found = _depthwise(model), _depthwise(origin)
+    same: dict[str, Layer | None] = {name: None for name in found if name not in own}
+    return same | {layer.name: _as_in(layer, found.get(layer.name)) for layer in layers}
 
 
 def find_origin(trained: Trained, before: str | None, weights_dir: Path | None) -> Origin:
@@ -183,6 +202,10 @@ def _first_hash(run: Path | None) -> str | None:
     return content.get("weights_sha256") if isinstance(content, dict) else None
 
 
+def _depthwise(model: nn.Module) -> dict[str, nn.Module]:
+    return {name: module for name, module in model.named_modules() if _is_depthwise(module)}
+
+
 def _is_depthwise(module: nn.Module) -> bool:
     if isinstance(module, DoGConv2d):
         return module.kernel_size >= SMALLEST
@@ -192,18 +215,36 @@ def _is_depthwise(module: nn.Module) -> bool:
     return module.groups == module.in_channels and height == width >= SMALLEST
 
 
+def _as_in(layer: Layer, module: Any) -> Layer | None:
+    """The layer with the kernels of the origin's module of that name, if there is one and they fit."""
+    if module is None or isinstance(module, DoGConv2d) != (layer.functions is not None):
+        return None
+    if isinstance(module, DoGConv2d):
+        kernels, functions = module.kernel(layer.size, layer.extent), module.functions()
+    else:
+        kernels, functions = module.weight, None
+    fits = kernels[:, 0].shape == layer.kernels.shape
+    return replace(layer, kernels=kernels[:, 0].double(), functions=functions) if fits else None
+
+
 def _layer(name: str, module: nn.Module, reduction: int) -> Layer:
     if isinstance(module, DoGConv2d):
         kernels, extent = module.kernel()[:, 0], module.extent
         return Layer(name, kernels.double(), extent, reduction, module.stride, module.functions())
     weight: Any = module.weight
     stride: Any = module.stride
-    return Layer(name, weight[:, 0].double(), 2 * weight.shape[-1] / 7, reduction, stride[0], None)
+    extent, reduction = 2 * weight.shape[-1] / 7, reduction * module.dilation[0]
+    return Layer(name, weight[:, 0].double(), extent, reduction, stride[0], None)
 
 
 def _reductions(model: Any, in_chans: int, layers: dict[str, nn.Module]) -> dict[str, int]:
-    """Side of the image over that of each layer's input, by name, in the order they are called."""
+    """Side of the image over that of each layer's input, by name, in the order they are called.
+
+    Of an image that all strides divide: of another, maps are rounded up or down.
+    """
     side = model.pretrained_cfg["input_size"][-1]
+    stages = getattr(model, "feature_info", None)  # not all of timm's networks tell
+    side += -side % (stages[-1]["reduction"] if stages else 1)
     found: dict[str, int] = {}
 
     def watch(name: str) -> Any:

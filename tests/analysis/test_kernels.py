@@ -17,10 +17,12 @@ import torch
 
 import dogmed.models  # noqa: F401  (registers DoGNeXt)
 from dogmed import cli, config
-from dogmed.analysis.layers import depthwise_layers, find_origin
+from dogmed.analysis.kernels_study import describe, study, weighted
+from dogmed.analysis.layers import counterparts, depthwise_layers, find_origin
 from dogmed.errors import ConfigError
 from dogmed.finetune.config import FinetuneConfig
 from dogmed.finetune.run import finetune
+from dogmed.models.sampling import sample_kernels
 from dogmed.models.trained import open_trained
 from dogmed.models.weights import read_weights, save_weights
 from dogmed.pretrain.build import build_network
@@ -115,18 +117,39 @@ def test_without_a_seed_nothing_is_drawn(make_weights: Callable[..., Path]) -> N
     [
         ("dognext_test", {7}, [1, 4, 8, 16, 16]),
         ("convnextv2_atto", {7}, [4] * 2 + [8] * 2 + [16] * 6 + [32] * 2),
-        ("mobilenetv3_small_050", {3, 5}, None),
+        ("mobilenetv3_small_050", {3, 5}, [2, 4, 8, 8] + [16] * 5 + [32] * 2),
     ],
 )
 def test_layers_are_found_with_their_reductions(
-    name: str, sizes: set[int], reductions: list[int] | None
+    name: str, sizes: set[int], reductions: list[int]
 ) -> None:
     model = timm.create_model(name, num_classes=2).eval()
     layers = depthwise_layers(model, 3, name)
     assert {layer.size for layer in layers} == sizes
-    if reductions is not None:
-        assert [layer.reduction for layer in layers] == reductions
+    assert [layer.reduction for layer in layers] == reductions
     assert all(layer.kernels.ndim == 3 for layer in layers)
+
+
+@pytest.mark.parametrize("size", [64, 224])
+@pytest.mark.parametrize("stride", [3, 5, 6])
+def test_pixels_to_a_cell_are_the_product_of_the_strides(stride: int, size: int) -> None:
+    """Also where the strides do not divide the size of the images."""
+    model = timm.create_model("dognext_test", stem_stride=stride).eval()
+    model.pretrained_cfg["input_size"] = (3, size, size)
+    layers = depthwise_layers(model, 3, "stem")
+    expected = [1, stride, 2 * stride, 4 * stride, 4 * stride]
+    assert [layer.reduction for layer in layers] == expected
+
+
+def test_pixels_to_a_cell_count_dilation_and_the_bottlenecks_of_a_resnet() -> None:
+    small = {"depths": (1, 1, 1, 2), "dims": (8, 8, 8, 8)}
+    dilated = timm.create_model("convnextv2_atto", output_stride=16, **small).eval()
+    assert [layer.reduction for layer in depthwise_layers(dilated, 3, "a")] == [4, 8, 16, 32, 32]
+    resnet = timm.create_model("resnext50_32x4d", cardinality=64, base_width=1).eval()
+    found = depthwise_layers(resnet, 3, "b")
+    assert [(layer.name, layer.reduction) for layer in found] == [
+        (f"layer1.{block}.conv2", 4) for block in range(3)
+    ]
 
 
 def test_larger_kernels_keep_their_cell() -> None:
@@ -137,6 +160,70 @@ def test_larger_kernels_keep_their_cell() -> None:
     )
 
 
+def quiet(_: str) -> None:
+    """Say nothing."""
+
+
+def test_larger_kernels_are_compared_with_what_they_began_as(
+    make_weights: Callable[..., Path],
+) -> None:
+    """By the record, without --before: the functions of the first weights, sampled as the trained ones."""
+    first = make_weights("first", seed=1)
+    for options in ({"kernel_size": 9}, {"stem_stride": 6, "stem_kernel_size": 11}):
+        trained = open_trained(str(make_weights("after", seed=1, init=str(first), options=options)))
+        found = study(trained, None, None, quiet)
+        assert found.origin.model is not None and len(found.layers) == 5
+        for layer in found.layers:
+            assert layer.before is not None and layer.similarity is not None
+            after, before = layer.after.layer, layer.before.layer
+            assert torch.equal(after.kernels, before.kernels) and not layer.changed.any()  # type: ignore[union-attr]
+            assert (after.size, after.extent, after.reduction) == (
+                before.size, before.extent, before.reduction
+            )  # fmt: skip
+
+
+@pytest.mark.parametrize("bias", ["output", "kernel"])
+def test_a_bias_in_the_kernel_is_part_of_what_it_was(bias: str) -> None:
+    models = [
+        timm.create_model("dognext_test", dog_bias=bias, kernel_size=size).eval() for size in (9, 7)
+    ]
+    with torch.no_grad():
+        models[1].stages[0].blocks[0].conv_dw.bias.fill_(0.5)  # type: ignore[union-attr]
+    layers = depthwise_layers(models[0], 3, "nine")
+    first = counterparts(layers, *models)[layers[0].name]
+    assert first is not None and first.functions is not None
+    plain = sample_kernels(first.functions, 9, layers[0].extent).detach()
+    added = 0.5 * (bias == "kernel")
+    torch.testing.assert_close(first.kernels, plain.double() + added, check_dtype=False)
+
+
+@pytest.mark.parametrize("depths", [(1, 1, 1, 1), (1, 1, 3, 1)])
+def test_another_network_in_the_record_is_left_out_and_one_asked_for_is_refused(
+    depths: tuple[int, ...], make_weights: Callable[..., Path]
+) -> None:
+    first = make_weights("first", options={"depths": depths})
+    trained = open_trained(str(make_weights("after", init=str(first))))
+    found = study(trained, None, None, quiet)
+    assert found.origin.model is None and "for example stages.2.blocks" in found.origin.note
+    assert all(layer.before is None for layer in found.layers)
+    with pytest.raises(ConfigError, match=r"has not the layers of .*for example stages\.2\.blocks"):
+        study(trained, str(first), None, quiet)
+
+
+def test_the_share_of_all_energy_is_one_sum_over_kernels() -> None:
+    torch.manual_seed(0)
+    model = timm.create_model("convnextv2_atto", depths=(1, 1, 1, 1), dims=(4, 4, 4, 4)).eval()
+    kernels = [describe(layer) for layer in depthwise_layers(model, 3, "small")[:2]]
+    kernels[0].layer.kernels.mul_(10)
+    energy = left = 0.0
+    for k in kernels:
+        scale = 10 if k is kernels[0] else 1
+        assert k.fit is not None
+        energy += float(k.layer.kernels.square().sum())
+        left += float((k.layer.kernels - scale * k.fit.kernels).square().sum())
+    assert weighted(kernels) == pytest.approx(1 - left / energy)
+
+
 def read(folder: Path) -> tuple[dict[str, Any], list[dict[str, str]]]:
     with (folder / "channels.csv").open() as file:
         return json.loads((folder / "kernels.json").read_text()), list(csv.DictReader(file))
@@ -145,7 +232,8 @@ def read(folder: Path) -> tuple[dict[str, Any], list[dict[str, str]]]:
 def test_the_command_writes_tables_that_add_up(
     make_weights: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    after, before = make_weights("after", seed=1), make_weights("before", seed=2)
+    few: dict[str, Any] = {"options": {"depths": (1, 1, 1, 1)}}  # pictures take long to draw
+    after, before = make_weights("after", seed=1, **few), make_weights("before", seed=2, **few)
     assert analyze(str(after), "--before", str(before), out=tmp_path / "out") == 0
     said = capsys.readouterr().out
     assert "Kernels of each pattern" in said and "What became of each pattern" in said
