@@ -10,7 +10,10 @@ from pathlib import Path
 
 import pytest
 
-FLAGS = ("--net.drop-path=0", "--device=cpu", "--epochs=2", "--batch-size=50")
+FLAGS = (
+    "--net.drop-path=0", "--device=cpu", "--epochs=2", "--batch-size=50",
+    "--net.kernel-size=9", "--scale-aug=hybrid", "--scale.probability=0.7",  # drawn alike by both
+)  # fmt: skip
 Command = Callable[..., list[str]]
 RunCommand = Callable[..., subprocess.CompletedProcess]
 
