@@ -11,7 +11,12 @@ from dogmed.errors import WeightsError
 from dogmed.models.dog import DoGConv2d
 from dogmed.models.factory import build_model
 from dogmed.runs import slug
-from dogmed.weights.records import WeightsRecord, default_weights_dir, find_weights
+from dogmed.weights.records import (
+    WeightsRecord,
+    default_weights_dir,
+    find_weights,
+    read_record,
+)
 
 
 @dataclass(frozen=True)
@@ -52,10 +57,16 @@ def open_trained(name: str, weights_dir: str | Path | None = None) -> Trained:
         weights_dir: the store; None is ``default_weights_dir()``.
 
     Raises:
-        WeightsError: no such weights, damaged ones, or ones without a record.
+        WeightsError: no such weights, damaged ones, ones without a record, or a run that has not ended.
     """
     store = default_weights_dir() if weights_dir is None else Path(weights_dir).expanduser()
     path = find_weights(name, store)
+    folder = Path(name).expanduser()
+    if (folder / "checkpoints").is_dir() and not (folder / "result.json").is_file():
+        raise WeightsError(
+            f"{name} is a run that has not ended (no result.json): its own command continues it; what "
+            f"it has so far is {path}"
+        )
     record = _record(path)
     model, loaded = build_model(
         record.model,
@@ -75,8 +86,6 @@ def dog_layers(model: nn.Module) -> dict[str, DoGConv2d]:
 
 
 def _record(path: Path) -> WeightsRecord:
-    from dogmed.weights.records import read_record
-
     record = read_record(path) if path.suffix == ".safetensors" else None
     if record is None:
         raise WeightsError(

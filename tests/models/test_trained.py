@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import timm
 import torch
 
+from dogmed.errors import WeightsError
 from dogmed.models.trained import open_trained
 from dogmed.models.weights import save_weights
 from dogmed.weights.records import DataRecord, WeightsRecord
@@ -40,6 +42,16 @@ def test_a_title_tells_what_was_trained_on_what_and_how(tmp_path: Path) -> None:
         title = open_trained(str(save(path, **facts))).title
         assert title == f"dognext_test bloodmnist ({details})"
     assert open_trained(str(save(path, recipe="tiny64"))).title == "dognext_test tiny64"
+
+
+def test_a_run_that_has_not_ended_is_no_trained_model(tmp_path: Path) -> None:
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    best = save(tmp_path / "run" / "checkpoints" / "best.safetensors")
+    with pytest.raises(WeightsError, match="has not ended"):
+        open_trained(str(tmp_path / "run"))
+    assert open_trained(str(best)).path == best
+    (tmp_path / "run" / "result.json").write_text("{}")
+    assert open_trained(str(tmp_path / "run")).path == best
 
 
 def test_an_opened_model_is_the_one_that_was_saved(tmp_path: Path) -> None:

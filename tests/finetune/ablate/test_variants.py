@@ -83,9 +83,8 @@ def test_every_variant_trains_with_gradients_everywhere(
     for parameter, value in model.named_parameters():
         assert value.grad is not None and torch.isfinite(value.grad).all(), parameter
         frozen = name == "margin-full" and "conv_dw.mix" in parameter
-        assert bool(value.grad.any()) is not frozen, (
-            parameter
-        )  # so far a lead saturates the softmax
+        # so far a lead saturates the softmax: what is left of a gradient has underflowed
+        assert bool((value.grad.abs() > 1e-30).any()) is not frozen, parameter
         assert torch.equal(before[parameter], value) is frozen, parameter
 
 
