@@ -233,8 +233,9 @@ def _layer(name: str, module: nn.Module, reduction: int) -> Layer:
         return Layer(name, kernels.double(), extent, reduction, module.stride, module.functions())
     weight: Any = module.weight
     stride: Any = module.stride
-    extent, reduction = 2 * weight.shape[-1] / 7, reduction * module.dilation[0]
-    return Layer(name, weight[:, 0].double(), extent, reduction, stride[0], None)
+    dilation: Any = module.dilation
+    extent = 2 * weight.shape[-1] / 7
+    return Layer(name, weight[:, 0].double(), extent, reduction * dilation[0], stride[0], None)
 
 
 def _reductions(model: Any, in_chans: int, layers: dict[str, nn.Module]) -> dict[str, int]:
