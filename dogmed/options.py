@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, TypeAlias, get_args
 from annotated_types import Ge, Gt, Le, Lt
 
 from dogmed.config import configclass, recipe
+from dogmed.errors import ConfigError
 
 Count = Annotated[int, Gt(0), Le(1_000_000)]
 Side = Annotated[int, Gt(0), Le(16_384)]
@@ -106,6 +107,25 @@ def scale_options(word: ScaleAug, details: Mapping[str, Any]) -> dict[str, Any]:
     """What a word of ``--scale-aug`` stands for, by field of ``ScaleConfig``; details that are given win."""
     given = {name: value for name, value in details.items() if value is not None}
     return {**recipe("scale")[word], **given}
+
+
+def refuse_idle_details(word: ScaleAug, details: Mapping[str, Any]) -> None:
+    """Make sure that details of ``--scale-aug`` are not given where nothing is ever scaled.
+
+    Raises:
+        ConfigError: one is, and it is not at its usual value.
+    """
+    usual, chosen = recipe("scale")[word], scale_options(word, details)
+    idle = [name for name, value in usual.items() if _plain(chosen[name]) != _plain(value)]
+    if chosen["probability"] == 0 and idle:
+        raise ConfigError(
+            f"--scale.{idle[0].replace('_', '-')} does nothing while no batch is scaled: give "
+            "--scale-aug scale, multi-kernel or hybrid too"
+        )
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
 
 
 def settled(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from dogmed.models.cost import count_macs
 from dogmed.models.loading import Loaded
 from dogmed.models.scaling import BatchScale, build_scale
 from dogmed.objective import Objective
-from dogmed.options import net_options, scale_options
+from dogmed.options import net_options, refuse_idle_details, scale_options
 
 
 @dataclass(frozen=True)
@@ -107,6 +107,7 @@ def build_network(
     cfg: Any = model.pretrained_cfg
     seen = loaded.data
     mean, std = (seen.mean, seen.std) if seen else (tuple(cfg["mean"]), tuple(cfg["std"]))
+    refuse_idle_details(config.scale_aug, asdict(config.scale))
     options = scale_options(config.scale_aug, asdict(config.scale))
     scale = build_scale(model, config.model, config.size, config.seed, options)
     return Network(model, loaded, macs, mean, std, scale)

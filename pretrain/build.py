@@ -22,7 +22,7 @@ from dogmed.models import build_model, scaling
 from dogmed.models.compiling import compile_or_fall_back
 from dogmed.models.cost import count_macs
 from dogmed.models.scaling import BatchScale
-from dogmed.options import net_options, scale_options
+from dogmed.options import net_options, refuse_idle_details, scale_options
 from dogmed.pretrain import subset
 from dogmed.pretrain.config import PretrainConfig
 from dogmed.pretrain.images import ImageSet
@@ -110,6 +110,7 @@ def build_network(config: PretrainConfig, num_classes: int) -> Network:
 
 def build_scale(config: PretrainConfig, model: nn.Module) -> BatchScale | None:
     """The scale augmentation, or None where there is none; raises as ``dogmed.models.scaling`` does."""
+    refuse_idle_details(config.scale_aug, asdict(config.scale))
     options = scale_options(config.scale_aug, asdict(config.scale))
     return scaling.build_scale(model, config.model, config.size, config.seed, options)
 

@@ -8,6 +8,7 @@ import json
 import re
 import time
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -282,6 +283,12 @@ def _objective(trained: Trained, images: Images) -> Objective:
     return Objective(images.kind, len(images.classes), ordinal=ordinal)
 
 
+_DAMAGED = (
+    OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error,
+    NotImplementedError, RuntimeError,  # a flipped bit may ask for another format, or a password
+)  # fmt: skip
+
+
 def _read(path: Path, made_of: str, count: int) -> np.ndarray | None:
     """Kept probabilities; None if there are none, or not these, or the file is damaged."""
     if not path.is_file():
@@ -289,6 +296,7 @@ def _read(path: Path, made_of: str, count: int) -> np.ndarray | None:
     try:
         with np.load(path, allow_pickle=False) as kept:
             found, of = kept["probabilities"], str(kept["made_of"])
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+    except _DAMAGED:
         return None
-    return found if of == made_of and len(found) == count else None
+    sound = found.dtype == np.float32 and found.ndim == 2 and np.isfinite(found).all()
+    return found if of == made_of and sound and len(found) == count else None

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from annotated_types import Ge, Le
 
-from dogmed.analysis.subject import SubjectConfig, open_evaluations, open_models
+from dogmed.analysis.subject import SubjectConfig, open_evaluations, open_models, refuse_unusable
 from dogmed.config import configclass
 from dogmed.errors import ConfigError
 from dogmed.options import Count, Side
@@ -86,6 +86,7 @@ def _subjects(config: FlopsConfig, console: Console, points: Points) -> list[Sub
     """Open the models with their images, and settle what is tried with each."""
     from dogmed.analysis.flops_points import Subject
 
+    refuse_unusable(config.out)
     models = open_models(config.models, config.weights_dir)
     subjects: list[Subject] = []
     for title, evaluation in open_evaluations(config, "flops", models, console, points):

@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dogmed.analysis.subject import ModelsConfig, open_models
+from dogmed.analysis.subject import ModelsConfig, open_models, refuse_unusable
 from dogmed.config import configclass
 
 if TYPE_CHECKING:  # PyTorch: not for --help
@@ -35,6 +35,7 @@ def command(**options: Any) -> None:
     from dogmed.console import Console, Stopper
 
     console = Console(enabled=True)
+    refuse_unusable(config.out)
     models = open_models(config.models, config.weights_dir)
     with Stopper(console):
         for trained in models:

@@ -12,7 +12,13 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from dogmed.analysis.subject import RESAMPLES, SubjectConfig, open_evaluations, open_models
+from dogmed.analysis.subject import (
+    RESAMPLES,
+    SubjectConfig,
+    open_evaluations,
+    open_models,
+    refuse_unusable,
+)
 from dogmed.config import configclass
 from dogmed.errors import ConfigError
 from dogmed.options import KernelSize, Side
@@ -145,6 +151,7 @@ def _subjects(
     from dogmed.analysis.scale_points import Subject, resamples_for
     from dogmed.models.trained import dog_layers
 
+    refuse_unusable(config.out)
     models = open_models(config.models, config.weights_dir)
     if protocol.kernel_sizes and not any(dog_layers(trained.model) for trained in models):
         raise ConfigError(

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from annotated_types import Ge, Le
 
 from dogmed.config import configclass, recipe, to_dict
 from dogmed.data.progress import Progress
@@ -55,7 +59,7 @@ class SubjectConfig(ModelsConfig):
     """auto, cpu, cuda or cuda:N."""
     batch_size: Count = 128
     """Images at once; no influence on the result beyond rounding."""
-    workers: int | None = None
+    workers: Annotated[int, Ge(0), Le(1024)] | None = None
     """Processes that decode ImageNet; None takes as many as there are cores."""
     resamples: Count | None = None
     """Bootstrap resamples behind intervals and p-values; None: 1000, or as many more as Holm's adjustment
@@ -78,6 +82,28 @@ def open_models(names: Sequence[str], weights_dir: Path | None) -> list[Trained]
         )
     opened = [open_trained(name, weights_dir) for name in dict.fromkeys(names)]
     return list({_identity(trained): trained for trained in opened}.values())
+
+
+def refuse_unusable(out: Path) -> None:
+    """Make sure, before anything is worked out, that results can be written.
+
+    Raises:
+        ConfigError: they cannot.
+    """
+    out = out.expanduser()
+    new = [folder for folder in (out, *out.parents) if not folder.exists()]
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):
+            pass
+    except OSError as error:
+        raise ConfigError(
+            f"--out {out}: nothing can be written there ({error.strerror}); give another folder"
+        ) from None
+    finally:
+        for folder in new:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
 
 
 def open_images(config: SubjectConfig, trained: Trained, progress: Progress) -> Images:

@@ -13,7 +13,7 @@ import torch
 from statsmodels.stats.proportion import proportion_confint
 
 from dogmed import config, metrics, stats
-from dogmed.analysis.evaluation import Evaluation, Points
+from dogmed.analysis.evaluation import Evaluation, Points, _read
 from dogmed.analysis.images import TaskImages
 from dogmed.analysis.subject import SubjectConfig, open_images
 from dogmed.console import Console
@@ -119,6 +119,19 @@ def test_a_damaged_file_is_made_anew(
     np.testing.assert_array_equal(make(path).probabilities("val", side=28), first)
     with np.load(kept) as mended:
         np.testing.assert_array_equal(mended["probabilities"], first)
+
+
+def test_no_flipped_byte_of_a_kept_file_goes_unnoticed_or_stops_anything(tmp_path: Path) -> None:
+    path, found = tmp_path / "a.npz", np.full((4, 2), 0.5, dtype=np.float32)
+    np.savez(path, probabilities=found, made_of=np.array("me"))
+    whole = path.read_bytes()
+    for place in range(len(whole)):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x81]) + whole[place + 1 :])
+        read = _read(path, "me", 4)
+        assert read is None or np.array_equal(read, found), place
+    for other in (found.astype(np.float64), found[0], np.full_like(found, np.nan)):
+        np.savez(path, probabilities=other, made_of=np.array("me"))
+        assert _read(path, "me", 4) is None
 
 
 def test_a_file_cut_short_is_made_anew(

@@ -19,6 +19,7 @@ import dogmed.models  # noqa: F401  (registers DoGNeXt)
 from dogmed import cli, config
 from dogmed.analysis.kernels_study import describe, study, weighted
 from dogmed.analysis.layers import counterparts, depthwise_layers, find_origin
+from dogmed.analysis.subject import refuse_unusable
 from dogmed.errors import ConfigError
 from dogmed.finetune.config import FinetuneConfig
 from dogmed.finetune.run import finetune
@@ -310,6 +311,16 @@ def test_wrong_requests_end_in_one_line(
 def test_no_model_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert analyze(out=tmp_path) == 2
     assert "which model?" in capsys.readouterr().err
+
+
+def test_a_place_that_cannot_be_written_is_told_first(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"--out .*file.*nothing can be written there"):
+        refuse_unusable(tmp_path / "file")
+    with pytest.raises(ConfigError, match="--out"):
+        refuse_unusable(tmp_path / "file" / "below")
+    refuse_unusable(tmp_path / "new" / "place")
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_network_without_depthwise_layers_is_refused() -> None:

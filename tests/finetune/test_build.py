@@ -78,3 +78,15 @@ def test_a_runs_weights_rebuild_with_its_options_and_others_that_do_not_fit_are_
         build.build_network(make_config(init=str(best), net__use_grn=True), 2)
     other = build.build_network(make_config(init=str(best), net__dog_margin=1.0), 2)
     assert "trained with options" in str(other.loaded)
+
+
+def test_details_of_scale_augmentation_without_any_are_refused(make_config: MakeConfig) -> None:
+    with pytest.raises(ConfigError, match=r"--scale\.threshold does nothing .* --scale-aug"):
+        build.build_network(make_config(size=64, scale__threshold=0.5), 2)
+    build.build_network(make_config(size=64, scale__threshold=0.5, scale__probability=0.1), 2)
+    whole = {
+        "probability": 0.0,
+        "range": (0.35, 0.9),
+        "threshold": 0.6,
+    }  # as a config.yaml has them
+    build.build_network(make_config(size=64, **{f"scale__{k}": v for k, v in whole.items()}), 2)
