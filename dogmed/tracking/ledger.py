@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -83,8 +84,8 @@ class Ledger:
         self.save()
 
     def relative(self, path: Path) -> str:
-        """Name a file of the run as it is named here."""
-        return path.resolve().relative_to(self.path.parent.resolve()).as_posix()
+        """Name a file of the run as it is named here; it may lie beside the ledger's folder."""
+        return Path(os.path.relpath(path.resolve(), self.path.parent.resolve())).as_posix()
 
     def file(self, name: str) -> Path:
         """The file that is named so here."""

@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 
 import dogmed.models  # noqa: F401  (registers the DoGNeXt family)
 from dogmed import cli, metrics
-from dogmed.analysis import flops_points, flops_report
+from dogmed.analysis import flops_points
 from dogmed.analysis.evaluation import Evaluation
 from dogmed.analysis.flops import read_budget
 from dogmed.analysis.flops_points import Subject
@@ -43,6 +43,7 @@ from dogmed.data import Prepared
 from dogmed.errors import ConfigError
 from dogmed.models.cost import count_macs
 from dogmed.models.trained import dog_layers, open_trained
+from dogmed.tracking import default_uri, open_store
 from dogmed.weights.records import read_record
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -297,16 +298,21 @@ def test_time_is_measured_where_asked_for(
 
 
 def test_what_is_logged_has_names_that_mlflow_takes(
-    flops: Callable[..., int], make_weights: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+    flops: Callable[..., int],
+    make_weights: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    logged: dict[str, Any] = {}
-    monkeypatch.setattr(flops_report, "track", lambda *_, **told: logged.update(told))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     words = ("--strides", 8, "--resolutions", 20, "--tracking", "mlflow")
     assert flops(make_weights(), *words) == 0
-    assert len(logged["scores"]) == 4 * 5 and len(logged["files"]) == 5
-    assert all(re.fullmatch(r"[\w\-. :/]+", name) for name in logged["scores"])
-    assert "stride-kernel/stride8-kernel15-28px/test_auc" in logged["scores"]
-    assert all(file.is_file() for file in logged["files"])
+    client = open_store(default_uri(tmp_path / "out"), tmp_path / "out")
+    (experiment,) = client.search_experiments(filter_string="name = 'dogmed-analysis'")
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert run.info.status == "FINISHED"
+    assert len(run.data.metrics) == 4 * 5
+    assert "stride-kernel/stride8-kernel15-28px/test_auc" in run.data.metrics
+    assert len(client.list_artifacts(run.info.run_id)) == 5
 
 
 def test_a_network_without_dogconv_has_its_resolution(

@@ -47,6 +47,7 @@ from dogmed.console import Console
 from dogmed.data import Prepared
 from dogmed.errors import ConfigError
 from dogmed.references import imagenet_tables
+from dogmed.tracking import default_uri, open_store
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -54,8 +55,9 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 @pytest.fixture
 def scale(tmp_path: Path, cache_dir: Path) -> Callable[..., int]:
     def run(*words: object) -> int:
-        usual = ["--out", tmp_path / "out", "--cache-dir", cache_dir, "--tracking", "off"]
+        usual = ["--out", tmp_path / "out", "--cache-dir", cache_dir]
         options = ["--resamples", 40] if "--resamples" not in words else []
+        options += ["--tracking", "off"] if "--tracking" not in words else []
         return cli.main(["analyze", "scale", *map(str, [*words, *usual, *options])])
 
     return run
@@ -466,3 +468,24 @@ def test_help_loads_no_pytorch() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "--rescale" in done.stdout
+
+
+def test_both_protocols_are_runs_of_mlflow_with_their_files(
+    scale: Callable[..., int],
+    make_weights: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    path = make_weights()
+    words = (path, "--fit", "resize", "--kernel-sizes", 5, "--tracking", "mlflow")
+    assert scale(*words, "--resolutions", 28) == 0
+    assert scale(path, "--rescale", "1", "--kernel-sizes", 5, "--tracking", "mlflow") == 0
+    client = open_store(default_uri(tmp_path / "out"), tmp_path / "out")
+    (experiment,) = client.search_experiments(filter_string="name = 'dogmed-analysis'")
+    runs = client.search_runs([experiment.experiment_id])
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    logged = {frozenset(f.path for f in client.list_artifacts(run.info.run_id)) for run in runs}
+    kinds = ("json", "csv", "md", "html", "png", "svg")
+    assert logged == {frozenset(f"{name}.{k}" for k in kinds) for name in ("scale", "rescale")}
+    assert all(run.data.metrics for run in runs)
