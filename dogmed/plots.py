@@ -1,9 +1,9 @@
-"""Pictures of a run, drawn from plain arrays: no screen, no pyplot, no global state."""
+"""Pictures of a run, drawn from plain arrays, and how every figure is written: no screen, no pyplot, no
+global state."""
 
 from __future__ import annotations
 
 import io
-import os
 import re
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike, NDArray
 
+from dogmed.checkpoint import atomic_path
 from dogmed.metrics import ECE_BINS, check, decide, one_vs_rest, score
 
 DPI = 160
@@ -52,7 +53,7 @@ def learning_curves(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
         ax.ticklabel_format(axis="y", scilimits=(-3, 4), useOffset=False)
         _light(ax)
     axes[2].set_ylim(0, axes[2].dataLim.ymax * 1.08 or 1)
-    _save(figure, path)
+    write_figure(figure, path)
 
 
 def confusion_matrix(
@@ -106,7 +107,7 @@ def confusion_matrix(
     bar = figure.colorbar(image, ax=ax, fraction=0.05, pad=0.02, aspect=30)
     bar.set_label("share of the true class" if across else "share of those with or without it")
     bar.outline.set_visible(False)
-    _save(figure, path)
+    write_figure(figure, path)
 
 
 def roc(
@@ -162,7 +163,7 @@ def roc(
     if len(curves) > 1 and written:
         place = {"loc": "center left", "bbox_to_anchor": (1.02, 0.5)}
     ax.legend(title="AUC, class (positives)", frameon=False, fontsize=8, **place)
-    _save(figure, path)
+    write_figure(figure, path)
 
 
 def reliability(
@@ -202,6 +203,27 @@ def risk_coverage(
     order = np.sort(which)
     total = np.arange(1, len(order) + 1)
     return total / len(order), np.cumsum(wrong[order]) / total
+
+
+def write_figure(figure: Figure, path: Path) -> Path:
+    """Write a figure whole or not at all, in the form of its suffix; the same figure has the same bytes.
+
+    Args:
+        figure: cropped to what is drawn.
+        path: ending in ``.png`` or ``.svg``.
+    """
+    from matplotlib import rc_context
+
+    form = path.suffix[1:]
+    metadata = {"png": {"Software": None}, "svg": {"Date": None}}[form]
+    with rc_context({"svg.hashsalt": path.stem}), atomic_path(path) as temporary:
+        figure.savefig(temporary, format=form, dpi=DPI, bbox_inches="tight", metadata=metadata)
+    return path
+
+
+def save_figure(figure: Figure, path: Path) -> list[Path]:
+    """Write a figure as ``<path>.png`` and ``<path>.svg``; returns both."""
+    return [write_figure(figure, path.with_name(path.name + end)) for end in (".png", ".svg")]
 
 
 def to_svg(figure: Figure, name: str, colours: Mapping[str, str]) -> str:
@@ -282,15 +304,3 @@ def _light(ax: Axes) -> None:
     ax.spines[["top", "right"]].set_visible(False)
     ax.grid(color="0.92", lw=0.6)
     ax.set_axisbelow(True)
-
-
-def _save(figure: Figure, path: Path) -> None:
-    """Write the PNG whole or not at all, with the same bytes for the same picture."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        figure.savefig(
-            temporary, format="png", dpi=DPI, bbox_inches="tight", metadata={"Software": None}
-        )
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,13 +22,13 @@ LONG = "colorectal adenocarcinoma epithelium with a name that goes on and on and
 @pytest.fixture
 def drawn(monkeypatch):
     """The figures saved, kept for a look inside."""
-    figures, save = [], plots._save
+    figures, save = [], plots.write_figure
 
     def keep(figure, path):
         figures.append(figure)
         save(figure, path)
 
-    monkeypatch.setattr(plots, "_save", keep)
+    monkeypatch.setattr(plots, "write_figure", keep)
     return figures
 
 
@@ -142,6 +143,34 @@ def test_the_same_numbers_are_the_same_bytes(tmp_path):
     for name in ("a.png", "b.png"):
         plots.roc("multi-class", labels, p, list("abcde"), tmp_path / name)
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+
+def test_a_figure_is_written_whole_in_both_forms_or_not_at_all(tmp_path, monkeypatch):
+    figure = Figure()
+    figure.subplots().plot([0, 1])
+    paths = plots.save_figure(figure, tmp_path / "stages.0")
+    assert [path.name for path in paths] == ["stages.0.png", "stages.0.svg"]
+    before = [path.read_bytes() for path in paths]
+    assert [
+        path.read_bytes() for path in plots.save_figure(figure, tmp_path / "stages.0")
+    ] == before
+
+    def full(file, **_):
+        file.write_bytes(b"half")
+        raise OSError("no space left")
+
+    monkeypatch.setattr(figure, "savefig", full)
+    with pytest.raises(OSError, match="no space"):
+        plots.save_figure(figure, tmp_path / "stages.0")
+    assert [path.read_bytes() for path in paths] == before
+    assert sorted(tmp_path.iterdir()) == paths
+
+
+def test_figures_are_written_in_one_place():
+    root = Path(__file__).resolve().parents[1]
+    files = [f for room in ("dogmed", "finetune", "pretrain") for f in (root / room).rglob("*.py")]
+    writers = {f.resolve() for f in files if ".savefig(" in f.read_text()}
+    assert writers == {root / "dogmed" / "plots.py"}
 
 
 def test_no_screen_and_no_global_state_is_needed():

@@ -8,18 +8,13 @@ from __future__ import annotations
 
 import base64
 import io
-import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
-
-from dogmed.plots import DPI
 
 POSITIVE, NEGATIVE = (226, 88, 34), (43, 112, 219)
 ACROSS = {1: 26, 2: 12}  # tiles of a row, by how many stand side by side
@@ -174,21 +169,6 @@ def draw_fits(title: str, rows: Sequence[FitRow]) -> Figure:
     write(0.06, height - 0.06, title, fontsize=10, weight="bold", va="top")
     write(0.06, 0.07, _wrapped(SCALE_NOTE, width), fontsize=7, color="0.4")
     return figure
-
-
-def save(figure: Figure, base: Path) -> list[Path]:
-    """Write ``<base>.png`` and ``<base>.svg``, each whole or not at all; returns both."""
-    paths = [base.with_name(f"{base.name}.{suffix}") for suffix in ("png", "svg")]
-    for path in paths:
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        metadata = {"Date": None} if path.suffix == ".svg" else {"Software": None}
-        try:
-            with rc_context({"svg.hashsalt": base.name}):
-                figure.savefig(temporary, format=path.suffix[1:], dpi=DPI, metadata=metadata)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    return paths
 
 
 def _frame(ax: Any, marked: NDArray[np.bool_], across: int, size: int) -> None:

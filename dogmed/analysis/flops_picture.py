@@ -11,7 +11,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from dogmed.analysis.flops_points import Found, Measured
 from dogmed.analysis.flops_ways import WAYS, Configuration
-from dogmed.analysis.output import save_figure
+from dogmed.plots import save_figure
 
 NAMES = {
     "stride": "stride",

@@ -45,12 +45,12 @@ def command(**options: Any) -> None:
 def write(config: KernelsConfig, found: Study, output: Console) -> Path:
     """Write all that was found out about one network and say the most of it; returns the folder."""
     from dogmed.analysis import kernels_tables
-    from dogmed.analysis.atlas import save
     from dogmed.analysis.kernels_page import page
     from dogmed.analysis.kernels_pictures import pictures
     from dogmed.analysis.kernels_plots import FILE, charts
     from dogmed.analysis.output import folder_of, track, write_json, write_table
     from dogmed.csvfile import csv_text
+    from dogmed.plots import save_figure
     from dogmed.runs import write_atomic
 
     record = found.trained.record
@@ -67,9 +67,9 @@ def write(config: KernelsConfig, found: Study, output: Console) -> Path:
             folder / table.name, table.columns, rows, title=table.title, note=table.note
         )
     for chart in charts(found):
-        files += save(chart.draw(FILE), folder / chart.name)
+        files += save_figure(chart.draw(FILE), folder / chart.name)
     for name, figure in pictures(found):
-        files += save(figure, folder / name)
+        files += save_figure(figure, folder / name)
     write_atomic(files[0], page(found, tables))
     _say(found, tables, output)
     if config.tracking == "mlflow":

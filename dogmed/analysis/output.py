@@ -1,22 +1,19 @@
-"""What an analysis leaves behind: tables in three forms, pictures, and an MLflow run."""
+"""What an analysis leaves behind: where it goes, tables in three forms, an MLflow run."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dogmed import tracking
 from dogmed.analysis.evaluation import Evaluation, Score
 from dogmed.csvfile import csv_text
+from dogmed.markdown import markdown_table
 from dogmed.runs import slug, write_atomic
 from dogmed.tracking import ledger
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 EXPERIMENT = "dogmed-analysis"
 LIBRARIES = ("torch", "timm", "numpy", "scipy", "scikit-learn")
@@ -72,37 +69,9 @@ def write_table(
     flat = [_flat(row) for row in rows]
     names = list(dict.fromkeys(name for row in [_order(columns, flat), *flat] for name in row))
     write_atomic(csv, csv_text(names, flat))
-    lines = [f"# {title}", "", _line(columns), _line(["---"] * len(columns))]
-    lines += [_line([shown(row.get(column)) for column in columns]) for row in rows]
-    write_atomic(markdown, "\n".join([*lines, "", note, ""]))
+    cells = [[shown(row.get(column)) for column in columns] for row in rows]
+    write_atomic(markdown, f"# {title}\n\n{markdown_table(columns, cells)}\n\n{note}\n")
     return [csv, markdown]
-
-
-def save_figure(figure: Figure, path: Path) -> list[Path]:
-    """Write a picture as ``<path>.png`` and ``<path>.svg``, each whole or not at all; returns both.
-
-    The same picture has the same bytes.
-
-    Args:
-        figure: of matplotlib.
-        path: without suffix.
-    """
-    from matplotlib import rc_context
-
-    from dogmed.plots import DPI
-
-    paths = [path.with_suffix(".png"), path.with_suffix(".svg")]
-    for one in paths:
-        temporary = one.with_name(f".{one.name}.{os.getpid()}.tmp")
-        metadata = {"Date": None} if one.suffix == ".svg" else {"Software": None}
-        form: dict[str, Any] = {"format": one.suffix[1:], "dpi": DPI, "bbox_inches": "tight"}
-        try:
-            with rc_context({"svg.hashsalt": path.name}):
-                figure.savefig(temporary, metadata=metadata, **form)
-            temporary.replace(one)
-        finally:
-            temporary.unlink(missing_ok=True)
-    return paths
 
 
 def shown(cell: Any) -> str:
@@ -113,7 +82,7 @@ def shown(cell: Any) -> str:
         return f"{100 * cell.value:.2f} [{100 * cell.low:.2f}, {100 * cell.high:.2f}]"
     if isinstance(cell, float):
         return f"{cell:.3g}"
-    return str(cell).replace("|", "\\|")
+    return str(cell)
 
 
 def track(
@@ -171,7 +140,3 @@ def _order(columns: Sequence[str], flat: Sequence[Mapping[str, Any]]) -> dict[st
     """The flat columns in the order of the table's."""
     known = {name for row in flat for name in row}
     return {n: None for c in columns for n in (c, f"{c}_low", f"{c}_high") if n in known}
-
-
-def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"

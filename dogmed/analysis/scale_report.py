@@ -13,7 +13,6 @@ from dogmed.analysis.output import (
     LIBRARIES,
     SCORES,
     folder_of_all,
-    save_figure,
     track,
     write_json,
 )
@@ -48,6 +47,7 @@ from dogmed.analysis.scale_tables import (
 )
 from dogmed.analysis.subject import params_of
 from dogmed.csvfile import csv_text
+from dogmed.plots import save_figure
 from dogmed.provenance import provenance
 from dogmed.runs import write_atomic
 

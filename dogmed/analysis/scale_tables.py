@@ -10,6 +10,7 @@ from dogmed.analysis.evaluation import Score
 from dogmed.analysis.scale import THESIS_SIZE
 from dogmed.analysis.scale_curves import Curve
 from dogmed.analysis.scale_points import Change, Choice, Measured, Subject
+from dogmed.markdown import markdown_table
 from dogmed.references import imagenet_tables
 
 NEAR = 0.03  # by which a resolution's share of the training size may differ from the thesis's
@@ -184,8 +185,8 @@ def markdown(title: str, lead: Sequence[str], tables: Sequence[Table]) -> str:
     """All tables as one Markdown text."""
     parts = [f"# {title}", *lead]
     for table in tables:
-        lines = [_line(table.head), _line(["---"] * len(table.head)), *map(_line, table.rows)]
-        parts += [f"## {table.title}", "\n".join(lines), *([table.note] if table.note else [])]
+        parts += [f"## {table.title}", markdown_table(table.head, table.rows)]
+        parts += [table.note] if table.note else []
     return "\n\n".join(parts) + "\n"
 
 
@@ -304,7 +305,3 @@ def _percent(score: Score | None) -> str:
     if score is None:
         return "–"
     return Cell.of(f"{100 * score.value:.2f}", f"[{100 * score.low:.2f}, {100 * score.high:.2f}]")
-
-
-def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

@@ -14,6 +14,8 @@ from dogmed.finetune.ablate.picture import draw
 from dogmed.finetune.ablate.variants import BASELINE
 from dogmed.finetune.report.cells import between, interval, mean_sd, p_value, points
 from dogmed.finetune.report.verdicts import METRICS
+from dogmed.markdown import markdown_table
+from dogmed.plots import save_figure
 from dogmed.runs import write_atomic
 
 NAME = "ablation"
@@ -21,13 +23,12 @@ NAME = "ablation"
 
 def write(study: Study, folder: Path) -> list[Path]:
     """Write ``ablation.md``, ``.csv``, ``.json``, ``.png`` and ``.svg`` into a folder; returns them."""
-    names = [folder / f"{NAME}.{suffix}" for suffix in ("md", "csv", "json", "png", "svg")]
+    names = [folder / f"{NAME}.{suffix}" for suffix in ("md", "csv", "json")]
     rows = [_numbers(row) for row in study.rows]
     write_atomic(names[0], markdown(study))
     write_atomic(names[1], csv_text(list(dict.fromkeys(key for row in rows for key in row)), rows))
     write_atomic(names[2], json.dumps(_everything(study), indent=2, allow_nan=False) + "\n")
-    draw(study, names[3], names[4])
-    return names
+    return [*names, *save_figure(draw(study), folder / NAME)]
 
 
 def markdown(study: Study) -> str:
@@ -44,9 +45,8 @@ def markdown(study: Study) -> str:
         name = NAMES[metric]
         head += [f"{name}, %", f"{name} − DoGNeXt, points", "p (Holm)"]
     head += ["thesis acc@1 / @5, ImageNet-1K", "rank here / thesis"]
-    lines = [f"# Ablation of {shared.model} on {study.task}", "", recipe, "", _line(head)]
-    lines.append(_line(["---", *["--:"] * (len(head) - 1)]))
-    lines += [_line(_cells(row)) for row in study.rows]
+    lines = [f"# Ablation of {shared.model} on {study.task}", "", recipe, ""]
+    lines.append(markdown_table(head, map(_cells, study.rows), numbers=True))
     lines += ["", f"![differences to DoGNeXt]({NAME}.png)", ""]
     lines += [f"- {_capital(line)}." for line in study.sentences] + [""] * bool(study.sentences)
     lines += [f"- {line}" for line in (*_notes(study), *study.notes)]
@@ -142,10 +142,6 @@ def _everything(study: Study) -> dict[str, Any]:
 
 def _scores(test: Any) -> dict[str, Any]:
     return {name: test.get(name) for name in METRICS}
-
-
-def _line(cells: list[str]) -> str:
-    return f"| {' | '.join(cells)} |"
 
 
 def _capital(text: str) -> str:

@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from dogmed.checkpoint import atomic_path
 from dogmed.finetune.ablate.comparison import NAMES, Study
 from dogmed.finetune.ablate.variants import BASELINE
 from dogmed.finetune.report.verdicts import METRICS
-from dogmed.plots import DPI
 
 LOOKS = {"better": ("C2", "^"), "worse": ("C3", "v"), "noise": ("0.35", "o")}
 ROW = 0.32  # inches a variant
 
 
-def draw(study: Study, *paths: Path) -> None:
-    """Draw a forest of differences, one panel a metric, and write it under each of the paths.
+def draw(study: Study) -> Figure:
+    """Draw a forest of differences, one panel a metric.
 
     The thesis's differences in accuracy@1 on ImageNet-1K stand in the first panel as hollow diamonds.
     """
@@ -53,8 +48,4 @@ def draw(study: Study, *paths: Path) -> None:
         f"{'–'.join(map(str, sorted({min(seeds), max(seeds)})))} seed{'s' * (seeds != {1})}",
         fontsize=11,
     )
-    for path in paths:
-        kind = path.suffix[1:]
-        metadata = {"Date": None} if kind == "svg" else {"Software": None}
-        with rc_context({"svg.hashsalt": path.name}), atomic_path(path) as temporary:
-            figure.savefig(temporary, format=kind, dpi=DPI, metadata=metadata)
+    return figure

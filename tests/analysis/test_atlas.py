@@ -23,13 +23,13 @@ from dogmed.analysis.atlas import (
     data_uri,
     draw_layer,
     mosaic,
-    save,
     tint,
 )
 from dogmed.analysis.kernels_page import page
 from dogmed.analysis.kernels_study import study
 from dogmed.analysis.kernels_tables import tables
 from dogmed.models.trained import open_trained
+from dogmed.plots import save_figure
 
 CHROMIUM = next(
     (p for n in ("chromium", "chromium-browser", "google-chrome") if (p := shutil.which(n))), None
@@ -94,7 +94,7 @@ def test_a_layer_is_written_as_png_and_svg_with_the_same_bytes_again(tmp_path: P
         figure = draw_layer(
             "title", [("before", -kernels), ("after", kernels)], groups, np.arange(9) == 7
         )
-        written.append(save(figure, tmp_path / name / "layer"))
+        written.append(save_figure(figure, tmp_path / name / "layer"))
     assert [path.name for path in written[0]] == ["layer.png", "layer.svg"]
     assert [p.read_bytes() for p in written[0]] == [p.read_bytes() for p in written[1]]
     assert Image.open(written[0][0]).width > 500
