@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from dogmed import config
+from dogmed import cli, config
 from dogmed.finetune.config import FinetuneConfig
+from dogmed.finetune.executors.base import Job
 from dogmed.finetune.run import finetune
 
 TINY = {
@@ -25,6 +27,49 @@ TINY = {
     "optim.lr_base": 1e-3,
     "eval.resamples": 50,
 }
+
+
+class Here:
+    """An executor that runs each job to its end in this process: what is done with them is the same."""
+
+    slots = 1
+
+    def __init__(self) -> None:
+        self.started: list[str] = []
+        self.codes: dict[str, int] = {}
+
+    def start(self, job: Job) -> None:
+        self.started.append(job.name)
+        with (
+            job.log.open("a") as log,
+            contextlib.redirect_stdout(log),
+            contextlib.redirect_stderr(log),
+        ):
+            assert job.command[:3] == (sys.executable, "-m", "dogmed")
+            self.codes[job.name] = cli.main(job.command[3:])
+
+    def ended(self) -> dict[str, int]:
+        codes, self.codes = self.codes, {}
+        return codes
+
+    def stop(self) -> None: ...
+
+    def kill(self) -> None: ...
+
+    def waiting(self) -> set[str]:
+        return set()
+
+    def close(self) -> None: ...
+
+
+@pytest.fixture(scope="session")
+def make_here() -> type[Here]:
+    return Here
+
+
+@pytest.fixture
+def here() -> Here:
+    return Here()
 
 
 @pytest.fixture(scope="session")

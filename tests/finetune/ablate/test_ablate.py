@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,13 +13,12 @@ import pytest
 import scipy.stats
 from PIL import Image
 
-from dogmed import cli, config, stats
+from dogmed import config, stats
 from dogmed.errors import ConfigError, DogmedError, WeightsError
 from dogmed.finetune.ablate.comparison import Agreement, Row, _agreement
 from dogmed.finetune.ablate.options import AblateConfig, shared_options
 from dogmed.finetune.ablate.study import ablate
 from dogmed.finetune.ablate.variants import choose
-from dogmed.finetune.executors.base import Job
 from dogmed.metrics import read_predictions
 from dogmed.models import build_model
 from dogmed.models.weights import DataRecord, WeightsRecord, save_weights
@@ -33,46 +30,13 @@ TINY = (
 )  # fmt: skip
 
 
-class Here:
-    """Runs each job to its end in this process."""
-
-    slots = 1
-
-    def __init__(self) -> None:
-        self.started: list[str] = []
-        self.codes: dict[str, int] = {}
-
-    def start(self, job: Job) -> None:
-        self.started.append(job.name)
-        with (
-            job.log.open("a") as log,
-            contextlib.redirect_stdout(log),
-            contextlib.redirect_stderr(log),
-        ):
-            assert job.command[:3] == (sys.executable, "-m", "dogmed")
-            self.codes[job.name] = cli.main(job.command[3:])
-
-    def ended(self) -> dict[str, int]:
-        codes, self.codes = self.codes, {}
-        return codes
-
-    def stop(self) -> None: ...
-
-    def kill(self) -> None: ...
-
-    def waiting(self) -> set[str]:
-        return set()
-
-    def close(self) -> None: ...
-
-
 @pytest.fixture(scope="module")
 def module_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("ablate")
 
 
 @pytest.fixture(scope="module")
-def run(module_dir: Path) -> Callable[..., list[str]]:
+def run(module_dir: Path, make_here: Callable[[], Any]) -> Callable[..., list[str]]:
     """Do an ablation; returns the runs that were started."""
 
     def go(*flags: str) -> list[str]:
@@ -80,7 +44,7 @@ def run(module_dir: Path) -> Callable[..., list[str]]:
         words = [*TINY, *(f"--{name}={module_dir / folder}" for name, folder in folders.items())]
         recipe = config.recipe("finetune/ablate")
         asked = config.parse(AblateConfig, [*words, *flags], prog="dogmed ablate", base=recipe)
-        executor = Here()
+        executor = make_here()
         seeds = range(asked.seed, asked.seed + asked.seeds)
         variants = choose(asked.variants)
         code = ablate(shared_options(asked), variants, seeds, executor, resamples=asked.resamples)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import json
 import os
@@ -41,39 +40,6 @@ TINY = (
     "--tracking=off", "--eval.resamples=20", "--device=cpu",
 )  # fmt: skip
 Parse = Callable[..., list[FinetuneConfig]]
-
-
-class Here:
-    """Runs each job to its end in this process: what the benchmark does with them is the same."""
-
-    slots = 1
-
-    def __init__(self) -> None:
-        self.started: list[str] = []
-        self.codes: dict[str, int] = {}
-
-    def start(self, job: Job) -> None:
-        self.started.append(job.name)
-        with (
-            job.log.open("a") as log,
-            contextlib.redirect_stdout(log),
-            contextlib.redirect_stderr(log),
-        ):
-            assert job.command[:3] == (sys.executable, "-m", "dogmed")
-            self.codes[job.name] = cli.main(job.command[3:])
-
-    def ended(self) -> dict[str, int]:
-        codes, self.codes = self.codes, {}
-        return codes
-
-    def stop(self) -> None: ...
-
-    def kill(self) -> None: ...
-
-    def waiting(self) -> set[str]:
-        return set()
-
-    def close(self) -> None: ...
 
 
 @pytest.fixture
@@ -125,14 +91,18 @@ def damage(path: Path) -> None:
 
 
 def test_a_failing_cell_is_tried_twice_while_the_others_go_on(
-    parse: Parse, out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    parse: Parse,
+    out: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    make_here: type[Any],
 ) -> None:
     good, broken = tmp_path / "good.npz", tmp_path / "broken.npz"
     write_npz(good)
     write_npz(broken)
     damage(broken)
     runs = parse("--task", f"{broken},{good}", "--seeds=2")
-    here = Here()
+    here = make_here()
     assert benchmark(runs, executor=here) == 1
     names = [
         f"{task}+dognext_test-scratch-28+seed{s}" for s in (0, 1) for task in ("broken", "good")
@@ -154,25 +124,25 @@ def test_a_failing_cell_is_tried_twice_while_the_others_go_on(
 
     kept = results(out)
     write_npz(broken)
-    here = Here()
+    here = make_here()
     assert benchmark(runs, executor=here) == 0
     assert here.started == [names[0], names[2]]
     assert kept.items() <= results(out).items()
     assert [row["state"] for row in read_table(out)] == ["done"] * 4
-    assert benchmark(runs, executor=Here()) == 0  # nothing to do
+    assert benchmark(runs, executor=make_here()) == 0  # nothing to do
 
 
 def test_missing_weights_are_told_before_anything_starts(
-    parse: Parse, out: Path, capsys: pytest.CaptureFixture[str]
+    parse: Parse, out: Path, capsys: pytest.CaptureFixture[str], make_here: type[Any]
 ) -> None:
     more = ("--task=breastmnist", "--data=synthetic", "--init=scratch,imagenet50ep")
     with pytest.raises(WeightsError, match=r"1 of 2 cells have no initial weights.*--skip-missing"):
-        benchmark(parse(*more), Here())
+        benchmark(parse(*more), make_here())
     told = capsys.readouterr().err
     assert "dognext_test × imagenet50ep: 1 cells cannot run (breastmnist)" in told
     assert "dogmed pretrain --recipe imagenet50ep --model dognext_test" in told
     assert len(told.strip().splitlines()) == 1
-    assert benchmark(parse(*more, "--dry-run"), Here()) == 0
+    assert benchmark(parse(*more, "--dry-run"), make_here()) == 0
     told = capsys.readouterr().out
     for fact in (
         "to do       breastmnist",
@@ -184,14 +154,14 @@ def test_missing_weights_are_told_before_anything_starts(
         assert fact in told
     assert not out.exists()
 
-    here = Here()
+    here = make_here()
     assert benchmark(parse(*more), skip_missing=True, executor=here) == 0
     assert len(here.started) == 1
     assert [row["state"] for row in read_table(out)] == ["done", "no weights"]
 
 
 def test_cells_of_other_settings_weights_or_data_do_not_join(
-    parse: Parse, out: Path, tmp_path: Path
+    parse: Parse, out: Path, tmp_path: Path, make_here: type[Any]
 ) -> None:
     task = tmp_path / "my.npz"
     write_npz(task)
@@ -199,21 +169,21 @@ def test_cells_of_other_settings_weights_or_data_do_not_join(
     store.mkdir()
     _save(store / "dognext_test.mine.safetensors", seed=0)
     more = (f"--task={task}", "--init=mine")
-    assert benchmark(parse(*more), executor=Here()) == 0
+    assert benchmark(parse(*more), executor=make_here()) == 0
     with pytest.raises(ConfigError, match=r"other settings \(--epochs 1 -> 2\)"):
-        benchmark(parse(*more, "--epochs=2"), Here())
+        benchmark(parse(*more, "--epochs=2"), make_here())
     _save(store / "dognext_test.mine.safetensors", seed=1)
     with pytest.raises(ConfigError, match="other initial weights"):
-        benchmark(parse(*more), Here())
+        benchmark(parse(*more), make_here())
     _save(store / "dognext_test.mine.safetensors", seed=0)
     write_npz(task, value=9)
     with pytest.raises(ConfigError, match="other data"):
-        benchmark(parse(*more), Here())
+        benchmark(parse(*more), make_here())
     copy = tmp_path / "elsewhere"
     copy.mkdir()
     shutil.copy(task, copy)
     with pytest.raises(ConfigError, match="two runs share the folder"):
-        benchmark(parse(f"--task={task},{copy / task.name}"), Here())
+        benchmark(parse(f"--task={task},{copy / task.name}"), make_here())
 
 
 def _save(path: Path, seed: int) -> None:
@@ -230,11 +200,11 @@ def _save(path: Path, seed: int) -> None:
     save_weights(path, model.state_dict(), record)
 
 
-def test_a_cell_that_another_process_runs_is_waited_for(parse: Parse) -> None:
+def test_a_cell_that_another_process_runs_is_waited_for(parse: Parse, make_here: type[Any]) -> None:
     runs = parse("--task=breastmnist", "--data=synthetic")
     (cell,) = find_cells(runs)
     cell.folder.root.mkdir(parents=True)
-    here = Here()
+    here = make_here()
     with FileLock(cell.folder.root / ".lock"):
         assert cell.is_busy()
         worker = threading.Thread(target=benchmark, args=[runs], kwargs={"executor": here})
@@ -246,13 +216,15 @@ def test_a_cell_that_another_process_runs_is_waited_for(parse: Parse) -> None:
     assert find_cells(runs)[0].state == "done"
 
 
-def test_a_cell_that_another_benchmark_has_claimed_is_left_to_it(parse: Parse, out: Path) -> None:
+def test_a_cell_that_another_benchmark_has_claimed_is_left_to_it(
+    parse: Parse, out: Path, make_here: type[Any]
+) -> None:
     """Between a start and the run's own lock lie seconds, in which others must not start it too."""
     runs = parse("--task=breastmnist", "--data=synthetic", "--seeds=2")
     first, second = find_cells(runs)
     claim = out / "benchmark" / "cells" / f"{first.key.replace('/', '+')}.claim"
     claim.parent.mkdir(parents=True)
-    here = Here()
+    here = make_here()
     with FileLock(claim):
         worker = threading.Thread(target=benchmark, args=[runs], kwargs={"executor": here})
         worker.start()
@@ -317,8 +289,10 @@ class Light(Local):
         super().start(replace(job, command=(sys.executable, "-c", self.code)))
 
 
-def test_a_run_that_was_done_when_the_stop_came_is_done(parse: Parse, out: Path) -> None:
-    class Late(Here):
+def test_a_run_that_was_done_when_the_stop_came_is_done(
+    parse: Parse, out: Path, make_here: type[Any]
+) -> None:
+    class Late(make_here):
         def start(self, job: Job) -> None:
             super().start(job)
             self.codes[job.name] = 128 + signal.SIGTERM
@@ -330,11 +304,13 @@ def test_a_run_that_was_done_when_the_stop_came_is_done(parse: Parse, out: Path)
     assert [row["state"] for row in read_table(out)] == ["done"]
 
 
-def test_a_file_in_the_place_of_out_is_refused(parse: Parse, out: Path) -> None:
+def test_a_file_in_the_place_of_out_is_refused(
+    parse: Parse, out: Path, make_here: type[Any]
+) -> None:
     out.write_text("mine")
     for more in ((), ("--dry-run",)):
         with pytest.raises(ConfigError, match=r"--out .*: expected a folder, this is a file"):
-            benchmark(parse("--task=breastmnist", "--data=synthetic", *more), executor=Here())
+            benchmark(parse("--task=breastmnist", "--data=synthetic", *more), executor=make_here())
     assert out.read_text() == "mine"
 
 
@@ -375,7 +351,7 @@ def test_a_stop_lets_runs_save_and_a_second_one_ends_them_at_once(
 
 @pytest.mark.slow
 def test_killed_in_the_middle_it_is_continued_by_the_same_command(
-    flags: Sequence[str], parse: Parse, out: Path, tmp_path: Path
+    flags: Sequence[str], parse: Parse, out: Path, tmp_path: Path, make_here: type[Any]
 ) -> None:
     more = ("--task=breastmnist", "--data=synthetic", "--seeds=2", "--epochs=3")
     often = ("--batch-size=16", "--checkpoint.minutes=0.00001")
@@ -388,42 +364,41 @@ def test_killed_in_the_middle_it_is_continued_by_the_same_command(
     assert process.returncode == -signal.SIGKILL, said
     kept = results(out)
     assert len(kept) == 1
-    here = Here()
+    here = make_here()
     assert benchmark(parse(*more, *often), executor=here) == 0
     assert [name[-5:] for name in here.started] == ["seed1"]
     assert kept.items() <= results(out).items()
     log = out / "benchmark" / "cells" / f"{here.started[0]}.log"
     assert "continuing after" in log.read_text()
     whole = tmp_path / "whole"
-    assert benchmark(parse(*more, *often, f"--out={whole}"), executor=Here()) == 0
+    assert benchmark(parse(*more, *often, f"--out={whole}"), executor=make_here()) == 0
     tables = [[row | {"seconds": ""} for row in read_table(folder)] for folder in (out, whole)]
     assert tables[0] == tables[1]  # equal to the undisturbed one
     assert [row["state"] for row in tables[0]] == ["done", "done"]
 
 
-class Queue(Here):
-    """A cluster that begins a job only when it is asked a third time what waits."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.asked, self.queue = 0, list[Job]()
-
-    def start(self, job: Job) -> None:
-        self.queue.append(job)
-
-    def waiting(self) -> set[str]:
-        self.asked += 1
-        return {job.name for job in self.queue} if self.asked < 3 else set()
-
-    def ended(self) -> dict[str, int]:
-        if self.asked >= 3 and self.queue:
-            super().start(self.queue.pop())
-        return super().ended()
-
-
 def test_a_cell_that_waits_on_a_cluster_is_not_told_as_running(
-    parse: Parse, capsys: pytest.CaptureFixture[str]
+    parse: Parse, capsys: pytest.CaptureFixture[str], make_here: type[Any]
 ) -> None:
+    class Queue(make_here):
+        """A cluster that begins a job only when it is asked a third time what waits."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.asked, self.queue = 0, list[Job]()
+
+        def start(self, job: Job) -> None:
+            self.queue.append(job)
+
+        def waiting(self) -> set[str]:
+            self.asked += 1
+            return {job.name for job in self.queue} if self.asked < 3 else set()
+
+        def ended(self) -> dict[str, int]:
+            if self.asked >= 3 and self.queue:
+                super().start(self.queue.pop())
+            return super().ended()
+
     cells = find_cells(parse("--task=breastmnist", "--data=synthetic"))
     cells[0].queue()
     assert "0 running, 0 to do, 1 queued" in Board(cells, 1, Console(True)).summary()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,8 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from dogmed import cli, config
-from dogmed.finetune.executors.base import Job
+from dogmed import config
 from dogmed.finetune.tune.options import TuneConfig
 
 TINY = (
@@ -25,49 +22,6 @@ SPACE = {
     "loss": {"label-smoothing": {"low": 0, "high": 0.3, "step": 0.1}},
     "batch_size": [32, 64],
 }
-
-
-class Here:
-    """Runs each job to its end in this process: what the study does with them is the same."""
-
-    slots = 1
-
-    def __init__(self) -> None:
-        self.started: list[str] = []
-        self.codes: dict[str, int] = {}
-
-    def start(self, job: Job) -> None:
-        self.started.append(job.name)
-        with (
-            job.log.open("a") as log,
-            contextlib.redirect_stdout(log),
-            contextlib.redirect_stderr(log),
-        ):
-            assert job.command[:3] == (sys.executable, "-m", "dogmed")
-            self.codes[job.name] = cli.main(job.command[3:])
-
-    def ended(self) -> dict[str, int]:
-        codes, self.codes = self.codes, {}
-        return codes
-
-    def waiting(self) -> set[str]:
-        return set()
-
-    def stop(self) -> None: ...
-
-    def kill(self) -> None: ...
-
-    def close(self) -> None: ...
-
-
-@pytest.fixture(scope="session")
-def make_here() -> type[Here]:
-    return Here
-
-
-@pytest.fixture
-def here() -> Here:
-    return Here()
 
 
 @pytest.fixture(scope="session")
