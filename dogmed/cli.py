@@ -20,8 +20,8 @@ class Command(NamedTuple):
 
     With ``choice``, ``--recipe NAME`` takes another recipe of the same folder, and the configuration
     has a field ``recipe`` for the name. Words that belong to no flag are the value of the field
-    ``words``, where there is one. The function is called with the configuration's fields as
-    keyword arguments; it returns an exit code, or None for 0.
+    ``words``, where there is one, and ``usage`` is how the help shows them. The function is called
+    with the configuration's fields as keyword arguments; it returns an exit code, or None for 0.
     """
 
     summary: str
@@ -30,6 +30,7 @@ class Command(NamedTuple):
     recipe: str | None = None
     choice: bool = False
     words: str | None = None
+    usage: str = ""
 
 
 COMMANDS = {
@@ -79,18 +80,21 @@ COMMANDS = {
         "dogmed.analysis.scale:ScaleConfig",
         "dogmed.analysis.scale:command",
         words="models",
+        usage="MODEL [MODEL ...]",
     ),
     "analyze flops": Command(
         "trade a trained model's accuracy for FLOPs: stride, kernel, resolution",
         "dogmed.analysis.flops:FlopsConfig",
         "dogmed.analysis.flops:command",
         words="models",
+        usage="MODEL [MODEL ...]",
     ),
     "analyze kernels": Command(
         "draw and count the kernels of trained models, and fit DoG kernels to others",
         "dogmed.analysis.kernels:KernelsConfig",
         "dogmed.analysis.kernels:command",
         words="models",
+        usage="MODEL [MODEL ...]",
     ),
     "ui": Command(
         "open the MLflow UI on this project's runs",
@@ -102,6 +106,7 @@ COMMANDS = {
         "dogmed.sync:SyncConfig",
         "dogmed.sync:sync",
         words="folders",
+        usage="[FOLDER ...]",
     ),
     "data list": Command(
         "list the tasks, their licences and what is on this machine",
@@ -202,7 +207,7 @@ def _dispatch(words: list[str]) -> int:
     parsed: Any = config.parse(
         _resolve(command.config),
         rest,
-        prog=f"dogmed {name}",
+        prog=f"dogmed {name} {command.usage}".strip(),
         base=_defaults(command, rest),
         summary="\n\n".join([command.summary, *_also(name)]),
     )

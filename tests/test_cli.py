@@ -34,6 +34,8 @@ def test_every_command_explains_its_flags(name: str, capsys: pytest.CaptureFixtu
     assert stop.value.code in (0, None)
     printed = capsys.readouterr().out
     assert f"usage: dogmed {name}" in printed
+    if name.startswith("analyze "):
+        assert f"usage: dogmed {name} MODEL [MODEL ...] " in printed
     assert "--config" in printed
 
 

@@ -195,7 +195,8 @@ def _nothing_found(init: str, name: str, store: Path, path: Path) -> str:
     files = [file.stem for file in list_weights(store)]
     here = [file.removeprefix(f"{name}.") for file in files if file.startswith(f"{name}.")]
     shipped = recipes("pretrain")
-    close = nearest(init, here if init in shipped else [*here, *shipped, "scratch"])
+    recipe = init.removeprefix(f"{name}.")  # the model is named already
+    close = nearest(recipe, here if init in shipped else [*here, *shipped, "scratch"])
     ways = ["dogmed weights list shows all; --weights-dir names another store, --init PATH a file"]
     if init in shipped:
         ways = [

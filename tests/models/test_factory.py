@@ -246,6 +246,7 @@ def test_weights_bring_their_options(tmp_path: Path) -> None:
         ),
         ("imagenet50ep-hybird", ["(did you mean 'imagenet50ep-hybrid'?)"]),
         ("scrach", ["(did you mean 'scratch'?)"]),
+        ("dognext_test.imagenet50ep", ["(did you mean 'imagenet50ep'?)"]),
     ],
 )
 def test_named_weights_not_found(store: Path, init: str, parts: list[str]) -> None:
