@@ -1,7 +1,8 @@
-"""Sampling DoG kernels: integrals of Gaussian derivatives over the cells of a kernel.
+"""Sampling Gaussian derivatives: their integrals over cells, as kernels and as matrices.
 
 The DoGNeXt thesis, section 3.1; its equation numbers are used throughout. Our own are the separable
-form of the integrals and the floor under sigma. Every kernel entry is the integral of the function
+form of the integrals, the floor under sigma, and `derivative_matrices`, which is what the
+GaussDerResNets (`gaussderresnet.py`) use of the same integrals. Every kernel entry is the integral of the function
 over the entry's cell, so that a kernel sampled at another size keeps its mass. All integrals are
 products of two of the three one-dimensional ones of `gaussian_integrals`.
 
@@ -17,7 +18,7 @@ Errata of the thesis, each shown by quadrature in tests/models/test_dog.py:
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -58,7 +59,7 @@ def gaussian_integrals(sigma: Tensor, edges: Tensor, order: int = 2) -> Tensor:
 
     Args:
         sigma: standard deviations, (...); only |sigma| counts.
-        edges: increasing cell edges, (K + 1,), of sigma's dtype.
+        edges: increasing cell edges, (K + 1,) or (..., K + 1), of sigma's dtype.
         order: highest derivative, 0 to 2.
     """
     if order not in (0, 1, 2):
@@ -85,6 +86,53 @@ def separable_kernels(integrals: Tensor, weights: Tensor) -> Tensor:
     """
     along_x = (weights.unsqueeze(-1) * integrals.unsqueeze(-3)).sum(-2)  # (..., P, K)
     return (integrals.unsqueeze(-1) * along_x.unsqueeze(-2)).sum(-3)
+
+
+SIGMA_LIMIT = 0.7
+"""Smallest sigma, in cells, of `derivative_matrices`: below it the responses to an image's fine
+structure are those of another scale (tests/models/test_sampling.py has the errors)."""
+
+
+def derivative_matrices(sigma: float, cells_in: int, cells_out: int, order: int = 2) -> Tensor:
+    """Make matrices that take scale-normalised Gaussian derivatives of a line of cells.
+
+    Row i of matrix n gives sigma^n d^n/dx^n of the line, smoothed by a Gaussian, at the centre of the
+    i-th of ``cells_out`` equal parts of it. Outside, the line goes on as its mirror image, edge cells
+    repeated: mirroring then commutes with rescaling. Entries are integrals over cells, as everywhere
+    here; a cell has a variance of 1/12 itself, which the integrated Gaussian goes without, so that
+    the smoothing has the variance sigma^2.
+
+    Args:
+        sigma: standard deviation of the smoothing, in input cells.
+        cells_in: cells of the line.
+        cells_out: points at which the derivatives are taken.
+        order: highest derivative, 0 to 2.
+
+    Returns:
+        (order + 1, cells_out, cells_in), float64, on the CPU.
+
+    Raises:
+        ValueError: sigma is below SIGMA_LIMIT, or a number of cells below 1.
+    """
+    if sigma < SIGMA_LIMIT or min(cells_in, cells_out) < 1:
+        raise ValueError(
+            f"derivative_matrices: sigma must be at least {SIGMA_LIMIT} cells and the numbers of cells at "
+            f"least 1, got {sigma!r}, {cells_in!r}, {cells_out!r}"
+        )
+    exact: dict[str, Any] = {"dtype": torch.float64, "device": "cpu"}
+    reach = math.ceil(7 * sigma)  # a Gaussian's tail beyond it is below 3e-12
+    centers = (torch.arange(cells_out, **exact) + 0.5) * (cells_in / cells_out)
+    edges = torch.arange(-reach, cells_in + reach + 1, **exact) - centers[:, None]
+    width = torch.full((cells_out,), math.sqrt(sigma**2 - 1 / 12), **exact)
+    integrals = gaussian_integrals(width, edges, order).movedim(-2, 0)  # (P, out, reached)
+    orders = torch.arange(order + 1, **exact)
+    integrals = (
+        integrals * ((-sigma) ** orders)[:, None, None]
+    )  # g^(n)(x - t) = (-1)^n g^(n)(t - x)
+    cell = torch.arange(-reach, cells_in + reach) % (2 * cells_in)
+    mirrored = torch.minimum(cell, 2 * cells_in - 1 - cell)
+    matrices = torch.zeros(order + 1, cells_out, cells_in, **exact)
+    return matrices.index_add_(2, mirrored, integrals)
 
 
 class DoGParameters(NamedTuple):
