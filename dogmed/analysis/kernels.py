@@ -64,7 +64,11 @@ def write(config: KernelsConfig, found: Study, output: Console) -> Path:
     for table in tables:
         rows = kernels_tables.plain(table.rows)
         files += write_table(
-            folder / table.name, table.columns, rows, title=table.title, note=table.note
+            folder / table.name,
+            table.columns,
+            rows,
+            title=f"{table.title}: {found.title}",
+            note=table.note,
         )
     for chart in charts(found):
         files += save_figure(chart.draw(FILE), folder / chart.name)
@@ -90,7 +94,7 @@ def _say(found: Study, tables: Any, output: Console) -> None:
     from dogmed.analysis.patterns import TITLES
 
     origin = found.origin
-    output.line(f"\n{found.trained.title}; before: {origin.title} – {origin.note}")
+    output.line(f"\n{found.title}; before: {origin.title} – {origin.note}")
     for table in tables:
         if table.name not in ("patterns", "changes", "explained"):
             continue

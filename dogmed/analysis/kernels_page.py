@@ -19,6 +19,7 @@ from dogmed.analysis.kernels_study import LayerStudy, Study
 from dogmed.analysis.kernels_tables import DEFINITIONS, Table, caption
 from dogmed.analysis.output import shown
 from dogmed.analysis.patterns import TITLES
+from dogmed.console import count
 from dogmed.plots import to_svg
 
 
@@ -26,7 +27,11 @@ def page(study: Study, tables: list[Table]) -> str:
     """Write the page."""
     files = resources.files(__package__)
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.globals |= {"shown": shown, "named": lambda name: TITLES.get(name, name)}
+    environment.globals |= {
+        "count": count,
+        "shown": shown,
+        "named": lambda name: TITLES.get(name, name),
+    }
     template = environment.from_string(files.joinpath("kernels.html").read_text(encoding="utf-8"))
     text = template.render(
         study=study,

@@ -57,7 +57,7 @@ def ranked(study: Study) -> dict[str, list[Place]]:
 
 def pictures(study: Study) -> Iterator[tuple[str, Figure]]:
     """Draw the pictures one by one, each with the name of its file."""
-    title = study.trained.title
+    title = study.title
     if study.fitted:
         rows = [
             FitRow(name, [_entry(place) for place in places])

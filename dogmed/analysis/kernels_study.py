@@ -88,6 +88,12 @@ class Study:
     """Fits of mixtures and of single functions to random kernels, by their size; empty for a DoGNeXt."""
 
     @property
+    def title(self) -> str:
+        """What pages and pictures call the network; invented data must not be overlooked."""
+        made = self.trained.record.data.source == "synthetic"
+        return f"{self.trained.title}, SYNTHETIC data" if made else self.trained.title
+
+    @property
     def fitted(self) -> list[LayerStudy]:
         """The layers that are no DoGConvs."""
         return [layer for layer in self.layers if layer.after.fit is not None]

@@ -128,9 +128,9 @@ def find_origin(trained: Trained, before: str | None, weights_dir: Path | None) 
         candidates = [Path(init).expanduser()]
     path = next((path for path in candidates if path.exists()), None)
     if path is None:
-        return Origin(
-            None, init, f"its training began with '{init}', not found here: name it with --before"
-        )
+        places = " or ".join(map(str, dict.fromkeys(candidates)))
+        why = f"its training began with '{init}', and there is no {places}: name it with --before"
+        return Origin(None, init, why)
     try:
         first = open_trained(str(path.absolute()))
     except WeightsError as error:

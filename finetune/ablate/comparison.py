@@ -78,6 +78,12 @@ class Study:
     notes: list[str]
     resamples: int
 
+    @property
+    def title(self) -> str:
+        """The task, and what its data are where that must not be overlooked."""
+        marked = self.source in ("synthetic", "variant")
+        return f"{self.task} ({self.source.upper()})" if marked else self.task
+
 
 def compare(
     shared: FinetuneConfig,

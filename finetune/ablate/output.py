@@ -34,9 +34,8 @@ def write(study: Study, folder: Path) -> list[Path]:
 def markdown(study: Study) -> str:
     """The table with what must be read beside it."""
     shared = study.shared
-    synthetic = "SYNTHETIC data, " if study.source == "synthetic" else ""
     recipe = (
-        f"{synthetic}{study.images:,} test images at {shared.size} px, init {shared.init}, "
+        f"{count(study.images, 'test image')} at {shared.size} px, init {shared.init}, "
         f"{count(shared.epochs, 'epoch')}, batch {shared.batch_size}"
         + (f", {100 * shared.train_fraction:g}% of train" if shared.train_fraction < 1 else "")
     )
@@ -45,7 +44,7 @@ def markdown(study: Study) -> str:
         name = NAMES[metric]
         head += [f"{name}, %", f"{name} − DoGNeXt, points", "p (Holm)"]
     head += ["thesis acc@1 / @5, ImageNet-1K", "rank here / thesis"]
-    lines = [f"# Ablation of {shared.model} on {study.task}", "", recipe, ""]
+    lines = [f"# Ablation of {shared.model} on {study.title}", "", recipe, ""]
     lines.append(markdown_table(head, map(_cells, study.rows), numbers=True))
     lines += ["", f"![differences to DoGNeXt]({NAME}.png)", ""]
     lines += [f"- {_capital(line)}." for line in study.sentences] + [""] * bool(study.sentences)

@@ -41,10 +41,9 @@ def draw(study: Study) -> Figure:
         keys.append(Line2D([], [], ls="", marker="D", mfc="none", mec="C0", ms=5,
                            label="thesis, ImageNet-1K accuracy@1"))  # fmt: skip
     figure.legend(handles=keys, loc="outside lower center", ncols=len(keys), frameon=False)
-    mark = "SYNTHETIC data: " if study.source == "synthetic" else ""
     seeds = {len(row.runs) for row in study.rows}
     figure.suptitle(
-        f"{mark}{study.shared.model} and its variants on {study.task}, {study.shared.size} px, "
+        f"{study.shared.model} and its variants on {study.title}, {study.shared.size} px, "
         f"{'–'.join(map(str, sorted({min(seeds), max(seeds)})))} seed{'s' * (seeds != {1})}",
         fontsize=11,
     )

@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import timm
+
 from dogmed import tracking
 from dogmed.console import table as print_table
 from dogmed.data.store import Plan
@@ -85,6 +87,7 @@ def _costs(
     objective = build.build_objective(shared, data.task.kind, data.task.num_classes)
     for variant in variants:
         try:
+            _refuse_other_sizes(variant, shared.model)
             network = build.build_network(
                 run_of(variant, shared, shared.seed), objective.num_outputs, data.task.classes
             )
@@ -97,6 +100,16 @@ def _costs(
             ) from None
         costs[variant.name] = count_parameters(network.model), network.macs
     return costs
+
+
+def _refuse_other_sizes(variant: Variant, model: str) -> None:
+    """Make sure that a variant of another family is there in the size of the DoGNeXt ``model``."""
+    name = variant.model(model)
+    if variant.family and not timm.is_model(name):
+        raise ConfigError(
+            f"--model {model}: {variant.title} is not there in this size (no {name}); give one in which "
+            "both are, such as dognext_atto"
+        )
 
 
 def _folder(shared: FinetuneConfig, data: Plan) -> Path:

@@ -65,8 +65,9 @@ def test_an_ablation_leaves_a_table_in_three_forms_and_a_picture(done: Path) -> 
     names = {path.name for path in done.iterdir()}
     assert names == {f"ablation.{suffix}" for suffix in ("md", "csv", "json", "png", "svg")}
     text = (done / "ablation.md").read_text()
-    assert text.startswith("# Ablation of dognext_test on breastmnist")
-    assert "SYNTHETIC" in text and "| no GRN |" in text and "68.83 / 88.50" in text
+    assert text.startswith("# Ablation of dognext_test on breastmnist (SYNTHETIC)\n")
+    assert "on breastmnist (SYNTHETIC), 28 px" in (done / "ablation.svg").read_text()
+    assert "| no GRN |" in text and "68.83 / 88.50" in text
     assert "as printed, with no seeds or intervals stated" in text
     with Image.open(done / "ablation.png") as image:
         assert min(image.size) > 300
@@ -189,7 +190,9 @@ def test_a_dry_run_tells_the_networks_and_writes_nothing(
         (["--net.order=d1"], ConfigError, "--net.order: the variants say what the networks are"),
         (["--variants=k99"], ConfigError, "did you mean 'k9'"),
         (["--task="], ConfigError, "which task"),
-        (["--variants=k9,convnextv2"], ConfigError, "variant convnextv2: unknown model 'convnextv2_test'"),
+        (["--variants=k9,convnextv2"], ConfigError,
+         "--model dognext_test: ConvNeXt V2 is not there in this size .*--variants k9"),
+        (["--model=dognext_tets"], ConfigError, "unknown model 'dognext_tets'.*'dognext_test'"),
         (["--variants=k9,dropin-d1"], ConfigError, "variant dropin-d1: dognext_test cannot take 28 px"),
         (["--init=mine"], WeightsError, "variant dognext: no weights 'mine'"),
     ],
