@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from dogmed.finetune.ablate.comparison import Agreement, Row, _agreement
 from dogmed.finetune.ablate.options import AblateConfig, shared_options
 from dogmed.finetune.ablate.study import ablate
 from dogmed.finetune.ablate.variants import choose
+from dogmed.finetune.executors.base import Job
 from dogmed.metrics import read_predictions
 from dogmed.models import build_model
 from dogmed.models.weights import DataRecord, WeightsRecord, save_weights
@@ -39,12 +41,12 @@ def module_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(module_dir: Path, make_here: Callable[[], Any]) -> Callable[..., list[str]]:
     """Do an ablation; returns the runs that were started."""
 
-    def go(*flags: str) -> list[str]:
+    def go(*flags: str, executor: Any = None) -> list[str]:
         folders = {"out": "runs", "cache-dir": "cache", "weights-dir": "weights"}
         words = [*TINY, *(f"--{name}={module_dir / folder}" for name, folder in folders.items())]
         recipe = config.recipe("finetune/ablate")
         asked = config.parse(AblateConfig, [*words, *flags], prog="dogmed ablate", base=recipe)
-        executor = make_here()
+        executor = executor or make_here()
         seeds = range(asked.seed, asked.seed + asked.seeds)
         variants = choose(asked.variants)
         code = ablate(shared_options(asked), variants, seeds, executor, resamples=asked.resamples)
@@ -154,6 +156,32 @@ def test_a_second_call_trains_nothing_and_a_smaller_one_compares_what_it_names(
         in (done / "ablation.md").read_text()
     )
     run()
+
+
+def test_killed_in_its_first_cell_the_same_command_goes_on(
+    done: Path, run: Callable[..., list[str]], make_here: type[Any], module_dir: Path
+) -> None:
+    """What lies on the disk at the kill is copied: no clean-up reaches the copy."""
+    out, left = module_dir / "alive", module_dir / "killed"
+
+    class Killed(make_here):
+        def start(self, job: Job) -> None:
+            super().start(job)
+            shutil.copytree(out, left, ignore=shutil.ignore_patterns("result.json"))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(f"--out={out}", "--variants=k9", "--seeds=1", executor=Killed())
+    (log,) = (left / "benchmark" / "cells").glob("*.log")
+    assert [path.name for path in left.rglob("checkpoints/last.pt")] == ["last.pt"]
+    assert len(run(f"--out={left}", "--variants=k9", "--seeds=1")) == 2
+    assert "continuing after" in log.read_text()
+    rows = json.loads((left / done.relative_to(module_dir / "runs") / "ablation.json").read_text())
+    undisturbed = json.loads((done / "ablation.json").read_text())["rows"]
+    found = {row["variant"]: row["runs"] for row in rows["rows"]}
+    assert found == {
+        row["variant"]: row["runs"][:1] for row in undisturbed if row["variant"] in found
+    }
 
 
 def test_damaged_runs_are_named_and_left_out(
