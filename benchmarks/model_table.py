@@ -15,7 +15,14 @@ import torch
 from dogmed.models.cost import count_macs, count_parameters
 
 SIZES = ("atto", "femto", "pico", "nano", "tiny", "base", "large", "huge")
-OTHERS = ("resnet18", "resnet50")
+OTHERS = (
+    "gaussderresnet_single",
+    "gaussderresnet_single_dw",
+    "gaussderresnet_multi",
+    "gaussderresnet_multi_dw",
+    "resnet18",
+    "resnet50",
+)
 
 
 def count(name: str) -> tuple[int, int]:

@@ -78,6 +78,24 @@ class NetConfig:
     """Initial lead of the chosen function's logit."""
     dog_bias: Literal["output", "kernel"] | None
     """Where a DoGConv adds its bias."""
+    stride: Annotated[int, Gt(0), Le(64)] | None
+    """GaussDerResNet: pixels to a cell of its maps."""
+    sigma: Positive | None
+    """GaussDerResNet: scale of the first layer in the finest scale channel, in cells."""
+    growth: Positive | None
+    """GaussDerResNet: ratio of the scales of successive blocks."""
+    scale_channels: Annotated[int, Ge(0), Le(64)] | None
+    """GaussDerResNet: number of scale channels."""
+    channel_ratio: Positive | None
+    """GaussDerResNet: ratio of the scales of neighbouring scale channels."""
+    zero_order: bool | None
+    """GaussDerResNet: combine smoothed maps too, not derivatives alone."""
+    separable: bool | None
+    """GaussDerResNet: depthwise-separable layers."""
+    pooling: Literal["max", "avg", "logsumexp"] | None
+    """GaussDerResNet: of the scores over the scale channels."""
+    selection: Literal["center", "max", "avg"] | None
+    """GaussDerResNet: the point whose features are classified, or the mean of all."""
 
 
 def net_options(net: NetConfig) -> dict[str, Any]:

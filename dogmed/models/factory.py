@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -15,10 +16,11 @@ import torch
 from timm.layers import DropPath
 from torch import Tensor, nn
 
-import dogmed.models  # noqa: F401  (registers the DoGNeXt family in timm)
+import dogmed.models  # noqa: F401  (registers our families in timm)
 from dogmed.config import recipes
 from dogmed.errors import ConfigError, WeightsError, nearest
 from dogmed.models.dognext import DoGNeXt
+from dogmed.models.gaussderresnet import GaussDerResNet
 from dogmed.models.grn import with_fast_grn
 from dogmed.models.hub import fetch
 from dogmed.models.loading import Loaded, architecture, load_into, same_classes
@@ -36,6 +38,9 @@ from dogmed.weights.records import (
 # timm's tag for the weights that ConvNeXt V2's authors published after ImageNet-1K fine-tuning: for
 # atto to nano those of 600 epochs, so they stand in for imagenet600ep where the store has none.
 _PUBLISHED = {"imagenet600ep": "fcmae_ft_in1k"}
+
+# Our families, each with the model to name where an option is of its family alone.
+_FAMILIES = {DoGNeXt: "dognext_atto", GaussDerResNet: "gaussderresnet_multi"}
 
 
 def build_model(
@@ -160,13 +165,13 @@ def _create(
         return timm.create_model(name, **arguments)
     except TypeError as error:
         foreign = [option for option in options if f"'{option}'" in str(error)]
-        ours = [option for option in foreign if option in inspect.signature(DoGNeXt).parameters]
-        if ours:
-            flag = "--net." + ours[0].replace("_", "-")
-            raise ConfigError(
-                f"{name} has no option {ours[0]}: the dognext_* models have it; leave {flag} out, or give "
-                "--model dognext_atto"
-            ) from error
+        for option, (family, example) in itertools.product(foreign, _FAMILIES.items()):
+            if option in inspect.signature(family).parameters:
+                flag = "--net." + option.replace("_", "-")
+                raise ConfigError(
+                    f"{name} has no option {option}: the {example.partition('_')[0]}_* models have it; leave "
+                    f"{flag} out, or give --model {example}"
+                ) from error
         raise ConfigError(f"{name} cannot be built with {arguments}: {error}") from error
 
 

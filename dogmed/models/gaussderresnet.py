@@ -135,7 +135,8 @@ class GaussianDerivative2d(nn.Module):
         if torch.compiler.is_compiling():
             return sampled(self.sigmas, cells_in, cells_out).to(like)
         if key not in self._kept:
-            self._kept[key] = sampled(self.sigmas, cells_in, cells_out).to(like)
+            with torch.inference_mode(False):  # training may use them next
+                self._kept[key] = sampled(self.sigmas, cells_in, cells_out).to(like)
         return self._kept[key]
 
     def extra_repr(self) -> str:

@@ -114,7 +114,7 @@ def derivative_matrices(sigma: float, cells_in: int, cells_out: int, order: int 
     Raises:
         ValueError: sigma is below SIGMA_LIMIT, or a number of cells below 1.
     """
-    if sigma < SIGMA_LIMIT or min(cells_in, cells_out) < 1:
+    if not sigma >= SIGMA_LIMIT or min(cells_in, cells_out) < 1:
         raise ValueError(
             f"derivative_matrices: sigma must be at least {SIGMA_LIMIT} cells and the numbers of cells at "
             f"least 1, got {sigma!r}, {cells_in!r}, {cells_out!r}"
@@ -129,7 +129,7 @@ def derivative_matrices(sigma: float, cells_in: int, cells_out: int, order: int 
     integrals = (
         integrals * ((-sigma) ** orders)[:, None, None]
     )  # g^(n)(x - t) = (-1)^n g^(n)(t - x)
-    cell = torch.arange(-reach, cells_in + reach) % (2 * cells_in)
+    cell = torch.arange(-reach, cells_in + reach, device="cpu") % (2 * cells_in)
     mirrored = torch.minimum(cell, 2 * cells_in - 1 - cell)
     matrices = torch.zeros(order + 1, cells_out, cells_in, **exact)
     return matrices.index_add_(2, mirrored, integrals)

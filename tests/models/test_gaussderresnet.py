@@ -1,9 +1,8 @@
-"""GaussDerResNets against quadrature, ordinary convolutions and the properties they are built for."""
+"""GaussDerResNets against ordinary convolutions and the properties they are built for."""
 
 from __future__ import annotations
 
 import copy
-import itertools
 import math
 from typing import Any
 
@@ -12,13 +11,12 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from scipy.integrate import quad
 from torch import Tensor
 
 from dogmed.errors import ConfigError
 from dogmed.models import GaussDerResNet
 from dogmed.models.gaussderresnet import GaussianDerivative2d
-from dogmed.models.sampling import SIGMA_LIMIT, derivative_matrices
+from dogmed.models.sampling import derivative_matrices
 
 NAMES = [name for name in timm.list_models("gaussderresnet_*") if not name.endswith("_test")]
 
@@ -51,45 +49,6 @@ def scene(side: int, waves: int = 9) -> Tensor:
     ).diff(dim=1)  # (waves, side)
     amplitudes = torch.randn(3, waves, waves, generator=torch.Generator().manual_seed(0)).double()
     return torch.einsum("cij,iy,jx->cyx", amplitudes, waves_at, waves_at)[None] * side**2
-
-
-@pytest.mark.parametrize(
-    ("sigma", "cells_in", "cells_out"), [(0.7, 9, 9), (1.3, 8, 5), (3.0, 7, 1)]
-)
-def test_matrices_are_the_derivatives_of_the_mirrored_line(
-    sigma: float, cells_in: int, cells_out: int
-) -> None:
-    line = np.random.default_rng(0).normal(size=cells_in)
-    width = math.sqrt(sigma**2 - 1 / 12)
-    derivatives = (
-        lambda u: np.exp(-0.5 * (u / width) ** 2) / (width * math.sqrt(2 * math.pi)),
-        lambda u: -u / width**2 * derivatives[0](u),
-        lambda u: (u**2 / width**2 - 1) / width**2 * derivatives[0](u),
-    )
-    found = derivative_matrices(sigma, cells_in, cells_out) @ torch.from_numpy(line)
-    for (order, derivative), i in itertools.product(enumerate(derivatives), range(cells_out)):
-        center = (i + 0.5) * cells_in / cells_out
-        expected = 0.0
-        for cell in range(math.floor(center - 9 * sigma), math.ceil(center + 9 * sigma)):
-            mirrored = cell % (2 * cells_in)
-            value = line[min(mirrored, 2 * cells_in - 1 - mirrored)]
-            expected += value * quad(lambda t, c=center, d=derivative: d(c - t), cell, cell + 1)[0]
-        assert found[order, i].item() == pytest.approx(sigma**order * expected, abs=1e-9)
-
-
-@pytest.mark.parametrize(("sigma", "bound"), [(SIGMA_LIMIT, 1e-2), (1.0, 1e-6), (2.0, 1e-12)])
-def test_matrices_have_the_moments_of_gaussian_derivatives(sigma: float, bound: float) -> None:
-    matrices = derivative_matrices(sigma, 81, 81)[:, 40]
-    x = torch.arange(81, dtype=torch.float64) - 40
-    assert matrices.sum(1).tolist() == pytest.approx([1, 0, 0], abs=1e-12)
-    assert (matrices[0] * x**2).sum() == pytest.approx(sigma**2, rel=bound)
-    assert (matrices[1] * x).sum() == pytest.approx(sigma, rel=bound)
-    assert (matrices[2] * x**2 / 2).sum() == pytest.approx(sigma**2, rel=bound)
-
-
-def test_smoothing_twice_is_smoothing_once() -> None:
-    first, second, both = (derivative_matrices(s, 40, 40)[0] for s in (3.0, 4.0, 5.0))
-    torch.testing.assert_close(second @ first, both, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("cells", [None, (5, 3), (1, 1)])
@@ -234,6 +193,13 @@ def test_images_are_independent_of_their_batch_and_may_be_oblong() -> None:
         torch.testing.assert_close(net(x)[1:2], net(x[1:2]))
         turned = net(x.transpose(2, 3))
     assert turned.shape == (3, 3)
+
+
+def test_inference_leaves_nothing_that_training_cannot_use() -> None:
+    net = network().train()
+    with torch.inference_mode():
+        net(scene(16))
+    net(scene(16)).sum().backward()
 
 
 def test_kept_matrices_are_no_state_and_follow_type_and_copy() -> None:
