@@ -3,15 +3,56 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from dogmed import stats
-from dogmed.analysis.flops_points import Found, Measured
+from dogmed.analysis.flops import macs_name
+from dogmed.analysis.flops_points import Found, Measured, Subject
 from dogmed.analysis.flops_ways import Configuration
+from dogmed.analysis.subject import SubjectConfig
+from dogmed.data.tasks import OFFICIAL_SIZES, official_tasks
+from dogmed.errors import ConfigError
 from dogmed.models.trained import Trained
 from dogmed.models.weights import save_weights
 from dogmed.weights.records import SUFFIX, WeightsRecord
+
+
+def check_budget(subjects: Sequence[Subject], budget: int, text: str) -> list[str]:
+    """Tell, before anything is scored, what a budget leaves to choose from; returns notes.
+
+    Args:
+        subjects: the models.
+        budget: multiply-accumulates.
+        text: the budget as it was given.
+
+    Raises:
+        ConfigError: a model has no configuration within it.
+    """
+    notes = []
+    for subject in subjects:
+        one, cost = min(subject.costs.items(), key=lambda item: item[1].macs)
+        if cost.macs > budget:
+            step = 10 ** max(0, len(str(cost.macs)) - 3)
+            raise ConfigError(
+                f"--budget {text}: {subject.title} needs {macs_name(-(-cost.macs // step) * step)} at least "
+                f"({one}); give more, or larger --strides or lower --resolutions"
+            )
+        most = max(cost.macs for cost in subject.costs.values())
+        if budget >= most:
+            notes.append(
+                f"note: --budget {text} is above all that is tried with {subject.title}, {macs_text(most)} at "
+                "most: it excludes nothing"
+            )
+    return notes
+
+
+def macs_text(macs: int) -> str:
+    """Multiply-accumulates for reading: ``272.9 MMAC``."""
+    millions = macs / 1e6
+    return f"{millions:,.1f} MMAC" if millions >= 1 else f"{millions:.3g} MMAC"
 
 
 @dataclass(frozen=True)
@@ -27,8 +68,13 @@ class Choice:
     """Of the weights file."""
 
 
-def choose(found: Found, budget: int) -> Choice:
+def choose(found: Found, budget: int, folder: Path) -> Choice:
     """Choose the configuration with the best score on val within a budget, and save it.
+
+    Args:
+        found: the model's configurations.
+        budget: multiply-accumulates.
+        folder: where the weights file goes.
 
     Raises:
         WeightsError: the file cannot be written.
@@ -37,10 +83,35 @@ def choose(found: Found, budget: int) -> Choice:
     compared = stats.differences(chosen.resampled[told], found.full.resampled[told])
     evaluation = found.subject.evaluation
     record = evaluation.trained.record
-    path = evaluation.folder / f"{record.model}.{record.recipe}-{budget / 1e6:g}M{SUFFIX}"
+    path = folder / f"{record.model}.{record.recipe}-{macs_name(budget)}{SUFFIX}"
+    path.parent.mkdir(parents=True, exist_ok=True)
     save_weights(path, evaluation.model.state_dict(), _record(found, chosen))
     differences = {name: compared[name] for name in chosen.scores[told] if name in compared}
     return Choice(found, budget, chosen, differences, path)
+
+
+def finetune_command(choice: Choice, config: SubjectConfig) -> str:
+    """The command that trains the saved model further, on the images and at the size it was chosen with.
+
+    An official task is enlarged to a size at which it is not published; below all sizes there is none,
+    and the command tries the model as it is.
+    """
+    record = choice.found.subject.evaluation.trained.record
+    side, path = choice.chosen.configuration.side, str(choice.path)
+    seen, official = record.data, official_tasks()
+    task = config.task or (seen.name if seen.name in official else "TASK")
+    words = ["dogmed", "finetune", "--task", task, "--model", record.model, "--init", path]
+    words += ["--size", str(side)]
+    if config.data == "synthetic" or (config.data is None and seen.source == "synthetic"):
+        words += ["--data", "synthetic"] if task in official else []
+    elif task in official and side not in OFFICIAL_SIZES:
+        smaller = [size for size in OFFICIAL_SIZES if size < side]
+        if not smaller:
+            return shlex.join(["dogmed", "analyze", "flops", path])
+        words += ["--upsample-from", str(max(smaller))]
+    for flag, value in (("--data-dir", config.data_dir), ("--kind", config.kind)):
+        words += [] if value is None else [flag, str(value)]
+    return shlex.join(words)
 
 
 def _record(found: Found, chosen: Measured) -> WeightsRecord:

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from dogmed.analysis.flops_points import Found, Measured
+from dogmed.analysis.flops_points import Found, Measured, Unit, unit_of
 from dogmed.analysis.flops_ways import WAYS, Configuration
 from dogmed.plots import save_figure
 
@@ -32,15 +32,15 @@ def draw(found: Sequence[Found], names: dict[str, str], path: Path) -> list[Path
     """
     figure = Figure(figsize=(PANEL[0] * len(names), PANEL[1] + 0.5), layout="constrained")
     axes = figure.subplots(1, len(names), squeeze=False)[0]
-    told = found[0].told_on
+    told, unit = found[0].told_on, unit_of(found)
     for ax, (metric, name) in zip(axes, names.items(), strict=True):
         for k, one in enumerate(found):
-            _front(ax, one, metric)
-            _lines(ax, one, metric, None if len(found) == 1 else f"C{k}")
-        _axes(ax, f"{name} on {told}, %")
+            _front(ax, one, metric, unit)
+            _lines(ax, one, metric, unit, None if len(found) == 1 else f"C{k}")
+        _axes(ax, f"{name} on {told}, %", unit)
     figure.suptitle(
         f"{found[0].subject.title if len(found) == 1 else f'{len(found)} models'} on "
-        f"{found[0].subject.images.name}",
+        f"{found[0].subject.images.title}",
         fontsize=10,
     )
     handles, labels = axes[0].get_legend_handles_labels()
@@ -56,7 +56,7 @@ def draw(found: Sequence[Found], names: dict[str, str], path: Path) -> list[Path
     return save_figure(figure, path)
 
 
-def _lines(ax: Axes, found: Found, metric: str, colour: str | None) -> None:
+def _lines(ax: Axes, found: Found, metric: str, unit: Unit, colour: str | None) -> None:
     """A line for each way, from the full model on, with the 95% intervals as a band."""
     for number, way in enumerate(WAYS):
         points = [found.full, *(m for m in found.measured if m.configuration.way == way)]
@@ -64,7 +64,7 @@ def _lines(ax: Axes, found: Found, metric: str, colour: str | None) -> None:
             continue
         points.sort(key=lambda m: m.cost.macs)
         scores = [m.scores[found.told_on][metric] for m in points]
-        x, y = [m.cost.macs / 1e9 for m in points], [100 * s.value for s in scores]
+        x, y = [m.cost.macs / unit.macs for m in points], [100 * s.value for s in scores]
         used, (dash, marker) = colour or f"C{number}", STYLES[way]
         label = NAMES[way] if colour is None else f"{found.subject.title}: {NAMES[way]}"
         low, high = [100 * s.low for s in scores], [100 * s.high for s in scores]
@@ -76,7 +76,7 @@ def _lines(ax: Axes, found: Found, metric: str, colour: str | None) -> None:
     if colour is None:
         value = 100 * found.full.scores[found.told_on][metric].value
         ax.annotate(
-            f"full: {found.full.configuration.side} px", (found.full.cost.macs / 1e9, value),
+            f"full: {found.full.configuration.side} px", (found.full.cost.macs / unit.macs, value),
             (0, 9), textcoords="offset points", ha="right", fontsize=7,
         )  # fmt: skip
 
@@ -94,24 +94,24 @@ def _annotate(ax: Axes, one: Configuration, x: float, y: float, colour: str) -> 
     )  # fmt: skip
 
 
-def _front(ax: Axes, found: Found, metric: str) -> None:
+def _front(ax: Axes, found: Found, metric: str, unit: Unit) -> None:
     """Rings round what no other configuration beats on val."""
     points: list[Measured] = [m for m in found.measured if m.front]
     ax.plot(
-        [m.cost.macs / 1e9 for m in points],
+        [m.cost.macs / unit.macs for m in points],
         [100 * m.scores[found.told_on][metric].value for m in points],
         ls="", marker="o", ms=10, mfc="none", mec="0.45", mew=0.9,
         label=f"Pareto front, by {found.subject.metric} on {found.chosen_on}", zorder=3,
     )  # fmt: skip
 
 
-def _axes(ax: Axes, name: str) -> None:
+def _axes(ax: Axes, name: str, unit: Unit) -> None:
     ax.set_xscale("log")
     ax.xaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 4, 5, 7)))
     ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
     ax.xaxis.set_minor_locator(NullLocator())
     ax.tick_params(labelsize=8)
-    ax.set_xlabel("GMAC of a forward pass of one image (1 MAC = 2 FLOPs)", fontsize=9)
+    ax.set_xlabel(f"{unit.name} of a forward pass of one image (1 MAC = 2 FLOPs)", fontsize=9)
     ax.set_ylabel(name, fontsize=9)
     ax.margins(x=0.12, y=0.12)
     ax.spines[["top", "right"]].set_visible(False)

@@ -28,6 +28,13 @@ from dogmed.errors import ConfigError, DataError
 LATENCY_SECONDS = 1.0  # that a configuration's passes are repeated for
 
 
+class Unit(NamedTuple):
+    """What costs are told in."""
+
+    name: str
+    macs: float
+
+
 class Latency(NamedTuple):
     """Seconds of a forward pass, by image of the batch."""
 
@@ -66,6 +73,11 @@ class Subject:
         network, stride = copy.deepcopy(model).to("meta"), total_stride(model)
         costs, notes = {}, []
         for one in planned:
+            if one.way == "stride+kernel" and one.kernel_size == planned[0].kernel_size:
+                notes.append(
+                    f"{title}: left out the kernel in proportion to stride {one.stride}: it is its own"
+                )
+                continue
             found = too_small(one, planned[0], stride) or count_cost(network, one, record.in_chans)
             if isinstance(found, Cost):
                 costs[one] = found
@@ -149,6 +161,12 @@ class Found:
         return max(self.within(budget), key=lambda m: (self.value(m), -m.cost.macs))
 
 
+def unit_of(found: Sequence[Found]) -> Unit:
+    """The unit that a table or a picture of these models can be read in."""
+    most = max(m.cost.macs for one in found for m in one.measured)
+    return Unit("GMAC", 1e9) if most >= 1e7 else Unit("MMAC", 1e6)
+
+
 def measure(subject: Subject, latency: int | None) -> Found:
     """Score every configuration on every split, or take what was kept; mark the Pareto front.
 
@@ -171,17 +189,6 @@ def measure(subject: Subject, latency: int | None) -> Found:
         subject,
         tuple(replace(m, front=mark) for m, mark in zip(tried, marks, strict=True)),
     )
-
-
-def refuse_budget(subjects: Sequence[Subject], budget: int, text: str) -> None:
-    """Raise ConfigError if a model has no configuration within a budget, before anything is scored."""
-    for subject in subjects:
-        one, cost = min(subject.costs.items(), key=lambda item: item[1].macs)
-        if cost.macs > budget:
-            raise ConfigError(
-                f"--budget {text}: {subject.title} needs {cost.macs / 1e6:.1f} MMAC at least ({one}); give "
-                "more, or larger --strides or lower --resolutions"
-            )
 
 
 def _measure(subject: Subject, one: Configuration, latency: int | None) -> Measured:

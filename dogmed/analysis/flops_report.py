@@ -9,13 +9,14 @@ from typing import Any
 
 from dogmed import console
 from dogmed.analysis import flops_picture
-from dogmed.analysis.flops import FlopsConfig
-from dogmed.analysis.flops_choice import Choice, choose
-from dogmed.analysis.flops_points import Found, Measured
+from dogmed.analysis.flops import FlopsConfig, request_of
+from dogmed.analysis.flops_choice import Choice, choose, finetune_command, macs_text
+from dogmed.analysis.flops_points import Found, Measured, Unit, unit_of
 from dogmed.analysis.output import (
     LIBRARIES,
     SCORES,
     folder_of_all,
+    names_of,
     shown,
     track,
     write_json,
@@ -44,37 +45,44 @@ def write(
 ) -> Path:
     """Choose for the budget, write it all and say it; returns the folder."""
     subjects = [one.subject for one in found]
-    folder = folder_of_all(config.out, "flops", [s.evaluation for s in subjects])
+    request = request_of(config, budget)
+    folder = folder_of_all(config.out, "flops", [s.evaluation for s in subjects], request)
     facts = provenance(subjects[0].evaluation.device, LIBRARIES)
-    choices = [] if budget is None else [choose(one, budget) for one in found]
+    choices = []
+    if budget is not None:
+        for one in found:
+            own = folder_of_all(config.out, "flops", [one.subject.evaluation], request)
+            choices.append(choose(one, budget, own))
+    title = f"Scores against FLOPs: {names_of([s.title for s in subjects])} on {subjects[0].images.title}"
     names = _names(found[0])
-    rows = [_row(one, m) for one in found for m in one.measured]
-    lines = [line for choice in choices for line in choice_lines(choice)]
+    rows = [_row(one, m, unit_of(found)) for one in found for m in one.measured]
+    lines = [line for choice in choices for line in choice_lines(choice, config)]
     columns = _columns(found, names, config.latency is not None)
     tables = write_table(
         folder / "flops",
         columns,
         rows,
-        title=f"Scores against FLOPs: {', '.join(s.title for s in subjects)} on {subjects[0].images.name}",
+        title=title,
         note="\n\n".join([*lines, *_notes(found, facts, config.latency)]),
     )
     write_json(folder / "flops.json", _content(config, found, choices, facts))
     pictures = flops_picture.draw(found, names, folder / "flops")
+    output.line(f"\n{title}")
     _print(columns, rows, found[0])
     for line in ["", *lines, *_notes(found, facts, config.latency)[:1]]:
         output.line(line)
     files = [folder / "flops.json", *tables, *pictures]
     if config.tracking == "mlflow":
         track(
-            folder, config.out, "flops", f"flops {' | '.join(s.title for s in subjects)}",
+            folder, config.out, "flops", f"flops {names_of([s.title for s in subjects])}",
             params=params_of(config), scores=_figures(found), files=files,
         )  # fmt: skip
     output.line(f"\n{folder}: {', '.join(path.name for path in files)}")
     return folder
 
 
-def choice_lines(choice: Choice) -> list[str]:
-    """What a budget bought, in three lines for a person."""
+def choice_lines(choice: Choice, config: FlopsConfig) -> list[str]:
+    """What a budget bought, and how to go on with it, in lines for a person."""
     found, chosen = choice.found, choice.chosen
     share = chosen.cost.macs / found.full.cost.macs
     scores, told, metric = chosen.scores[found.told_on], found.told_on, found.subject.metric
@@ -84,13 +92,14 @@ def choice_lines(choice: Choice) -> list[str]:
         against.append(f"{name} {100 * d.value:+.2f} {interval}, p {d.p:.3g}")
     same = chosen is found.full
     return [
-        f"budget  {choice.budget / 1e6:g} MMAC, {found.subject.title}: {chosen.configuration.way} "
-        f"({chosen.configuration}), {chosen.cost.macs / 1e6:.1f} MMAC, {share:.0%} of the full model's; best "
+        f"budget  {macs_text(choice.budget)}, {found.subject.title}: {chosen.configuration.way} "
+        f"({chosen.configuration}), {macs_text(chosen.cost.macs)}, {share:.0%} of the full model's; best "
         f"{metric} on {found.chosen_on} ({100 * found.value(chosen):.2f}) of "
         f"{console.count(len(found.within(choice.budget)), 'configuration')} within it",
         f"  on {told}: {', '.join(f'{name} {shown(score)}' for name, score in scores.items())}; "
         + ("the full model itself" if same else f"minus the full model: {'; '.join(against)}"),
         f"  saved: {choice.path}",
+        f"  use: {finetune_command(choice, config)}",
     ]  # fmt: skip
 
 
@@ -102,7 +111,7 @@ def _names(found: Found) -> dict[str, str]:
     return {key: name for key, name in known.items() if all(key in s for s in everywhere)}
 
 
-def _row(found: Found, m: Measured) -> dict[str, Any]:
+def _row(found: Found, m: Measured, unit: Unit) -> dict[str, Any]:
     one = m.configuration
     row: dict[str, Any] = {
         "model": found.subject.title,
@@ -110,7 +119,7 @@ def _row(found: Found, m: Measured) -> dict[str, Any]:
         "stride": one.stride,
         "kernel": one.kernel_size,
         "px": one.side,
-        "GMAC": m.cost.macs / 1e9,
+        unit.name: m.cost.macs / unit.macs,
         "of full": f"{m.cost.macs / found.full.cost.macs:.0%}",
         "front": "*" if m.front else "",
         "macs": m.cost.macs,
@@ -127,7 +136,7 @@ def _columns(found: Sequence[Found], names: dict[str, str], timed: bool) -> list
     several = ["model"] if len(found) > 1 else []
     stem = ["stride", "kernel"] if any(one.full.configuration.stride for one in found) else []
     scores = [f"{split}_{name}" for split in found[0].subject.images.splits for name in names]
-    cost = ["GMAC", "of full", *(["ms"] if timed else [])]
+    cost = [unit_of(found).name, "of full", *(["ms"] if timed else [])]
     return [*several, "way", *stem, "px", *cost, *scores, "front"]
 
 

@@ -150,7 +150,7 @@ def too_small(one: Configuration, full: Configuration, stride: int) -> str | Non
     needed = stride * (one.stride or 1) // (full.stride or 1)
     if full.side < stride or one.side >= needed:
         return None
-    return f"{needed} px or more: its total stride"
+    return f"its total stride {'is' if needed == stride else 'would be'} {needed} px"
 
 
 def count_cost(network: nn.Module, one: Configuration, in_chans: int) -> Cost | str:

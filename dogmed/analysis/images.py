@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -23,7 +23,11 @@ from torch import Tensor
 
 from dogmed.data.loader import Batches
 from dogmed.data.prepared import Prepared
+from dogmed.data.progress import Progress
+from dogmed.data.store import prepare
+from dogmed.data.tasks import OFFICIAL_SIZES, Task, official_file, official_tasks
 from dogmed.errors import ConfigError, DataError, nearest
+from dogmed.models.trained import Trained
 from dogmed.pretrain.images import ImageSet, open_images
 from dogmed.pretrain.loader import ImageBatches
 from dogmed.pretrain.subset import of_classes
@@ -37,6 +41,8 @@ class Images(Protocol):
     """Labelled images that can be had at any size, normalised for one model."""
 
     name: str
+    """In the names of folders."""
+    title: str
     """In titles."""
     kind: str
     classes: tuple[str, ...]
@@ -73,8 +79,66 @@ class TaskImages:
         self.kind: str = task.kind
         if prepared.source in ("variant", "synthetic"):
             self.name += f"-{prepared.source}"
+        synthetic = prepared.source == "synthetic"
+        self.title = f"{task.name}, SYNTHETIC data" if synthetic else self.name
         self.size = prepared.size
         self.splits: tuple[str, ...] = ("val", "test")
+
+    @classmethod
+    def open(
+        cls,
+        name: str,
+        trained: Trained,
+        *,
+        data: Literal["official", "synthetic"] | None,
+        data_dir: Path | None,
+        cache_dir: Path | None,
+        kind: str | None,
+        progress: Progress,
+    ) -> TaskImages:
+        """Have a task's images ready at the size, and official ones from the files, of a model's training.
+
+        Args:
+            name: of an official task, or the path of one's own.
+            trained: the model; that its classes have other names than those of one's own task is told.
+            data: of an official task; None is what the model was trained on.
+            data_dir: with official files.
+            cache_dir: as ``prepare`` takes it.
+            kind: of one's own task.
+            progress: of downloads, and for notes.
+
+        Raises:
+            ConfigError: there is no official file of that size.
+            DataError: the images cannot be read, or are of other classes.
+        """
+        seen, official = trained.record.data, official_tasks().get(name.lower())
+        size, source_size = seen.trained_size or seen.size, None
+        if official is not None:
+            refuse_other_classes(trained, official)
+            data = data or ("synthetic" if seen.source == "synthetic" else "official")
+            if seen.source in ("official", "variant") and (seen.source_size or size) < size:
+                source_size = seen.source_size
+        if official is not None and data == "official":
+            _refuse_unpublished(trained, official, source_size or size, data_dir)
+        prepared = prepare(
+            name,
+            size=size,
+            data=data or "official",
+            data_dir=data_dir,
+            cache_dir=cache_dir,
+            kind=kind,
+            upsample_from=source_size,
+            progress=progress,
+        )
+        refuse_other_classes(trained, prepared.task)
+        if seen.classes and seen.classes != prepared.task.classes:
+            pairs = list(zip(seen.classes, prepared.task.classes, strict=True))
+            progress.note(
+                f"note: the classes of {prepared.task.name} have other names than those of {trained.title}; "
+                f"they are matched by number: {', '.join(f'{a} = {b}' for a, b in pairs[:3])}"
+                + (", ..." if len(pairs) > 3 else "")
+            )
+        return cls(prepared, trained.record)
 
     def labels(self, split: str) -> np.ndarray:
         return self.prepared.labels(split)
@@ -116,7 +180,8 @@ class ImageNetVal:
 
     def __init__(self, images: ImageSet, record: WeightsRecord, workers: int):
         self._images, self._seen, self._workers = images, record.data, workers
-        self.name, self.kind, self.classes = images.root.name, "multi-class", images.classes
+        self.name = self.title = images.root.name
+        self.kind, self.classes = "multi-class", images.classes
         self.size = record.data.trained_size or record.data.size
         self.splits: tuple[str, ...] = ("val",)
 
@@ -205,3 +270,59 @@ def _fitted(images: Tensor, side: int, black: Tensor) -> Tensor:
         start = (have - side) // 2
         images = images[..., start : start + side, start : start + side]
     return images.contiguous(memory_format=torch.channels_last)
+
+
+def refuse_other_classes(trained: Trained, task: Task) -> None:
+    """Make sure that a model's outputs can be told for the classes of a task.
+
+    Names may differ, unless both are known: those of two official tasks, or the same in another order.
+
+    Raises:
+        DataError: they cannot.
+    """
+    record, seen = trained.record, trained.record.data
+    counts = {len(seen.classes)}
+    if not seen.classes:  # an ordinal head may have an output fewer than there are classes
+        counts = {record.num_classes, record.num_classes + (task.kind == "ordinal")}
+    both_official = task.official and seen.source in ("official", "variant", "synthetic")
+    renamed = bool(seen.classes) and seen.classes != task.classes
+    if seen.kind == task.kind and len(task.classes) in counts and not (renamed and both_official):
+        if renamed and set(seen.classes) == set(task.classes):
+            raise DataError(
+                f"{task.name} has the classes of {trained.title} in another order, {_some(task.classes)} in "
+                f"place of {_some(seen.classes)}: number them as the model does"
+            )
+        return
+    mend = "give the task it was trained on"
+    if record.recipe != "finetune":
+        mend = (
+            f"it was pretrained on {seen.name}: give --imagenet FOLDER, or fine-tune it first: "
+            f"dogmed finetune --task {task.name} --model {record.model} --init {trained.path}"
+        )
+    raise DataError(
+        f"{trained.title} tells {_some(seen.classes)} ({seen.kind or 'of no known kind'}) apart, and "
+        f"{task.name} has {_some(task.classes)} ({task.kind}): {mend}"
+    )
+
+
+def _refuse_unpublished(trained: Trained, task: Task, size: int, data_dir: Path | None) -> None:
+    """Make sure that there are official files of the size that a model was trained on."""
+    if size not in OFFICIAL_SIZES:
+        raise ConfigError(
+            f"{trained.title} was trained at {size} px, and {task.name} is published at "
+            f"{', '.join(map(str, OFFICIAL_SIZES))} px: give the images as a folder or an .npz file of your "
+            "own (--task), which is resized as needed"
+        )
+    file = official_file(task.name, size).name
+    if data_dir is not None and data_dir.is_dir() and not (data_dir / file).is_file():
+        raise DataError(
+            f"{data_dir} has no {file}, which {trained.title} needs, trained at {size} px; leave --data-dir "
+            "out to download it"
+        )
+
+
+def _some(classes: Sequence[str]) -> str:
+    if not classes:
+        return "classes without names"
+    first = ", ".join(classes[:3])
+    return f"{len(classes)} classes ({first}{', ...' if len(classes) > 3 else ''})"

@@ -16,6 +16,7 @@ from dogmed.runs import slug, write_atomic
 from dogmed.tracking import ledger
 
 EXPERIMENT = "dogmed-analysis"
+LONGEST = 90  # bytes of a part of a folder's name
 LIBRARIES = ("torch", "timm", "numpy", "scipy", "scikit-learn")
 """Whose versions are told with a result."""
 SCORES = {
@@ -29,21 +30,36 @@ SCORES = {
 
 def folder_of(out: Path, what: str, title: str, images: str = "") -> Path:
     """Where an analysis goes: ``<out>/analysis/<what>/<title>[-<images>]``."""
-    name = "-".join(slug(part.replace(" ", "-")) for part in (title, images) if part)
+    name = "-".join(_short(part) for part in (title, images) if part)
     return out.expanduser() / "analysis" / what / name
 
 
-def folder_of_all(out: Path, what: str, evaluations: Sequence[Evaluation]) -> Path:
+def folder_of_all(
+    out: Path, what: str, evaluations: Sequence[Evaluation], request: str = ""
+) -> Path:
     """Where tables and pictures go: a model's own folder, or one of these models together.
 
-    The same weights with other options are another model, and have another folder.
+    The same weights with other options are another model, and have another folder. So has another
+    request, below that of the usual one; what is kept of the model serves all.
+
+    Args:
+        out: that ``folder_of`` takes.
+        what: name of the analysis.
+        evaluations: of the models.
+        request: as ``subject.request_name`` names it.
     """
     first = evaluations[0]
-    if len(evaluations) == 1:
-        return first.folder
-    names = sorted(one.folder.name for one in evaluations)
-    mark = hashlib.sha256("\0".join(names).encode()).hexdigest()[:8]
-    return folder_of(out, what, f"{len(evaluations)} models {mark}", first.images.name)
+    folder = first.folder
+    if len(evaluations) > 1:
+        names = sorted(one.folder.name for one in evaluations)
+        mark = hashlib.sha256("\0".join(names).encode()).hexdigest()[:8]
+        folder = folder_of(out, what, f"{len(evaluations)} models {mark}", first.images.name)
+    return folder / _short(request) if request else folder
+
+
+def names_of(titles: Sequence[str]) -> str:
+    """Models in a title: by name, or how many."""
+    return ", ".join(titles) if len(titles) <= 3 else f"{len(titles)} models"
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -124,6 +140,15 @@ def track(
     finally:
         run.end(status)
     return run.run_id
+
+
+def _short(text: str) -> str:
+    """A part of a folder's name; of a long text the beginning, and a hash that tells it from others."""
+    name = slug(text.replace(" ", "-")).encode()
+    if len(name) <= LONGEST:
+        return name.decode()
+    mark = hashlib.sha256(text.encode()).hexdigest()[:8]
+    return f"{name[: LONGEST - 9].decode(errors='ignore')}-{mark}"
 
 
 def _flat(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,20 +8,24 @@ scale-channel networks", 2022): trained at one scale, tested on copies of the te
 
 from __future__ import annotations
 
-import re
+import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from dogmed.analysis.subject import (
     RESAMPLES,
+    Listed,
     SubjectConfig,
     open_evaluations,
     open_models,
+    read_whole_numbers,
     refuse_unusable,
+    request_name,
+    split_listed,
 )
 from dogmed.config import configclass
 from dogmed.errors import ConfigError
-from dogmed.options import KernelSize, Side
 
 if TYPE_CHECKING:  # PyTorch: not for --help
     from dogmed.analysis.evaluation import Points
@@ -34,22 +38,23 @@ THESIS_SIZE = 224  # pixels that its networks were trained at
 STEPS = 4  # factors of a range to a doubling, as in the rescaled data sets of the literature
 ROUNDED = 1.01  # 0.71..1.41 means the square roots
 WIDEST = 16.0  # factor
+LARGEST_SIDE, LARGEST_KERNEL = 16_384, 99
 
 
 @configclass
 class ScaleConfig(SubjectConfig):
     """Score trained models at many resolutions and kernel sizes."""
 
-    resolutions: tuple[Side, ...] = ()
+    resolutions: Listed = ()
     """Sides in pixels; none: 64 to 448 as in the thesis, in proportion to the size of the model's training."""
-    kernel_sizes: tuple[KernelSize, ...] = ()
+    kernel_sizes: Listed = ()
     """Odd sizes of the DoG kernels, besides the model's own; none: the next two smaller ones, or with
     --rescale those nearest to own times factor."""
     fit: Literal["resize", "pad", "both"] | None = None
     """resize: the network sees the resized image; pad: it sees the size of its training, with black around
     or the middle cut out; None is both, with --rescale pad."""
-    rescale: str | None = None
-    """Rescale the images by factors in place of --resolutions: 0.5..2 (in steps of 2^(1/4)), or 0.5,0.71,1,2."""
+    rescale: Listed = ()
+    """Rescale the images by factors in place of --resolutions: 0.5..2 (in steps of 2^(1/4)), or 0.5 0.71 1 2."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +69,8 @@ class Protocol:
     """In pixels; empty for the thesis's."""
     kernel_sizes: tuple[int, ...]
     """Besides each model's own; empty for the usual ones."""
+    request: str = ""
+    """What was asked for, a folder's name; "" for the usual."""
 
 
 def command(**options: Any) -> None:
@@ -71,10 +78,16 @@ def command(**options: Any) -> None:
     from dogmed.analysis import scale_report
     from dogmed.analysis.evaluation import Points, stoppable
     from dogmed.analysis.scale_points import measure, splits_of
-    from dogmed.console import Console
+    from dogmed.console import Console, count
 
     config = ScaleConfig(**options)
     protocol = read_protocol(config)
+    config = dataclasses.replace(
+        config,
+        resolutions=protocol.resolutions,
+        kernel_sizes=protocol.kernel_sizes,
+        rescale=tuple(split_listed(config.rescale)),
+    )
     console = Console(enabled=True)
     points = Points()
     subjects = _subjects(config, protocol, console, points)
@@ -83,7 +96,7 @@ def command(**options: Any) -> None:
     points.cost = sum(subject.cost(point) for subject, point in plan)
     kernels = sorted({point.kernel or 0 for _, point in plan} - {0})
     console.line(
-        f"{len(plan)} points: {len(subjects)} model{'s' * (len(subjects) != 1)}"
+        f"{count(len(plan), 'point')}: {count(len(subjects), 'model')}"
         f"{', kernel sizes ' + ' '.join(map(str, kernels)) if kernels else ''}, on "
         f"{subjects[0].images.name}; what is done is kept below {config.out}"
     )
@@ -96,52 +109,70 @@ def read_protocol(config: ScaleConfig) -> Protocol:
     """Make sure that the options go together.
 
     Raises:
-        ConfigError: they do not, a kernel size is even, or the factors cannot be read.
+        ConfigError: they do not, a kernel size is even, or a number cannot be read.
     """
-    kernels = tuple(sorted(set(config.kernel_sizes), reverse=True))
+    resolutions = read_whole_numbers("--resolutions", config.resolutions, 1, LARGEST_SIDE)
+    kernels = read_whole_numbers("--kernel-sizes", config.kernel_sizes, 1, LARGEST_KERNEL)[::-1]
     if even := [size for size in kernels if size % 2 == 0]:
         raise ConfigError(
             f"--kernel-sizes {' '.join(map(str, even))}: expected odd sizes, whose middle is a pixel"
         )
-    if config.rescale is None:
+    asked: dict[str, object] = {"resolutions": resolutions, "kernels": kernels}
+    if not config.rescale:
         fits: tuple[Fit, ...] = (
             (config.fit,) if config.fit in ("resize", "pad") else ("resize", "pad")
         )
-        return Protocol("scale", fits, (), tuple(sorted(set(config.resolutions))), kernels)
-    if config.resolutions:
+        asked |= {"fit": fits if len(fits) == 1 else (), "resamples": config.resamples}
+        return Protocol("scale", fits, (), resolutions, kernels, request_name(asked))
+    if resolutions:
         raise ConfigError("--resolutions and --rescale: give one; factors times the training size")
     if config.fit == "both":
         raise ConfigError("--fit both with --rescale: give pad (the usual protocol) or resize")
     factors = read_factors(config.rescale)
-    return Protocol("rescale", (config.fit or "pad",), factors, (), kernels)
+    fit = config.fit or "pad"
+    asked |= {"rescale": _factors_name(config.rescale, factors), "resamples": config.resamples}
+    asked["fit"] = fit if fit != "pad" else ()
+    return Protocol("rescale", (fit,), factors, (), kernels, request_name(asked))
 
 
-def read_factors(text: str) -> tuple[float, ...]:
-    """Read ``LOW..HIGH``, the powers of 2^(1/4) in that range, or factors apart by commas; 1 is one of them.
+def read_factors(given: Sequence[str | float]) -> tuple[float, ...]:
+    """Read ``LOW..HIGH``, the powers of 2^(1/4) in that range, or single factors; 1 is one of them.
 
     Raises:
         ConfigError: it is neither, or not from 1/16 to 16.
     """
+    parts = split_listed(given)
+    text = " ".join(parts)
+    low_text, dots, high_text = text.partition("..")
     wrong = ConfigError(
-        f"--rescale {text}: expected LOW..HIGH (0.5..2) or factors apart by commas (0.5,0.71,1,2), "
-        f"from {1 / WIDEST:g} to {WIDEST:g}"
+        f"--rescale {text}: expected LOW..HIGH (0.5..2) or factors apart by spaces or commas (0.5 0.71 1 2), "
+        f"from {1 / WIDEST:g} to {WIDEST:g}; models go before it"
     )
-    whole = re.fullmatch(r"\s*([\d.]+?)\s*\.\.\s*([\d.]+)\s*", text)
     try:
-        given = [float(part) for part in (whole.groups() if whole else text.split(","))]
+        found = [float(part) for part in ((low_text, high_text) if dots else parts)]
     except ValueError:
         raise wrong from None
-    if not all(1 / WIDEST <= factor <= WIDEST for factor in given):
+    if not found or not all(1 / WIDEST <= factor <= WIDEST for factor in found):
         raise wrong
-    if whole:
-        low, high = given
+    if dots:
+        low, high = found
+        if low > high:
+            raise ConfigError(
+                f"--rescale {text}: expected the smaller factor first: {high:g}..{low:g}"
+            )
         if not low <= 1 <= high or low == high:
             raise ConfigError(
                 f"--rescale {text}: expected a range around 1, the scale of the training"
             )
         powers = [2 ** (k / STEPS) for k in range(-100, 101)]
-        given = [power for power in powers if low / ROUNDED <= power <= high * ROUNDED]
-    return tuple(sorted({*given, 1.0}))
+        found = [power for power in powers if low / ROUNDED <= power <= high * ROUNDED]
+    return tuple(sorted({*found, 1.0}))
+
+
+def _factors_name(given: Sequence[str | float], factors: Sequence[float]) -> tuple[str, ...]:
+    """Factors as a folder's name has them: a range as it was given, others ascending."""
+    ranges = tuple(part for part in split_listed(given) if ".." in part)
+    return ranges or tuple(f"{factor:g}" for factor in factors)
 
 
 def _subjects(
@@ -149,6 +180,7 @@ def _subjects(
 ) -> list[Subject]:
     """Open the models with their images, and settle what each is tried at, and how many resamples are drawn."""
     from dogmed.analysis.scale_points import Subject, resamples_for
+    from dogmed.console import count
     from dogmed.models.trained import dog_layers
 
     refuse_unusable(config.out)
@@ -169,12 +201,12 @@ def _subjects(
         for subject in subjects:
             subject.evaluation.resamples = needed
         console.line(
-            f"{needed} bootstrap resamples in place of {RESAMPLES}: Holm's adjustment over {family} "
-            "differences needs them"
+            f"{needed} bootstrap resamples in place of {RESAMPLES}: Holm's adjustment over "
+            f"{count(family, 'difference')} needs them"
         )
     elif config.resamples is not None and needed > config.resamples:
         console.line(
             f"warning: --resamples {config.resamples}: no p-value will be small enough after Holm's "
-            f"adjustment over {family} differences; give {needed} or more, or leave it out"
+            f"adjustment over {count(family, 'difference')}; give {needed} or more, or leave it out"
         )
     return subjects

@@ -22,9 +22,11 @@ DASHES = ("-", "--", ":", "-.", (0, (1, 3)), (0, (5, 5)))
 THESIS_TABLES = ("4.6", "4.7")  # of vanilla training
 
 
-def figure_of(found: Found) -> Figure:
+def figure_of(found: Found, title: str) -> Figure:
     """Scores against factors, or against resolutions."""
-    return _rescale_figure(found) if found.protocol.factors else _resolutions_figure(found)
+    figure = _rescale_figure(found) if found.protocol.factors else _resolutions_figure(found)
+    figure.suptitle(title, fontsize=10)
+    return figure
 
 
 def _resolutions_figure(found: Found) -> Figure:

@@ -63,7 +63,8 @@ class Subject:
         notes = []
         if own is None and protocol.kernel_sizes:
             notes.append(f"{title} has no DoGConv: its kernels stay as they are")
-        wanted = _sides(protocol, size)
+        wanted, merged = _sides(protocol, size)
+        notes += [f"{title}: {line}" for line in merged]
         sides: dict[Fit, tuple[tuple[float, int], ...]] = {}
         for fit in protocol.fits:
             refused = _refused(evaluation, [side for _, side in wanted], fit)
@@ -71,9 +72,9 @@ class Subject:
                 raise ConfigError(f"{title}, trained at {size} px, {refused[size]}")
             if refused and protocol.resolutions:
                 raise ConfigError(f"--resolutions {min(refused)}: {title} {refused[min(refused)]}")
-            if refused:
-                some = ", ".join(map(str, sorted(refused)))
-                notes.append(f"{title}: left out {some} px: it {refused[max(refused)]}")
+            for why in dict.fromkeys(refused.values()):
+                some = ", ".join(str(side) for side in refused if refused[side] == why)
+                notes.append(f"{title}, {fit}: left out {some} px: it {why}")
             sides[fit] = tuple(pair for pair in wanted if pair[1] not in refused)
         kernels: tuple[int | None, ...] = (None,) if own is None else _kernels(protocol, own)
         return cls(title, evaluation, own, kernels, sides, bool(protocol.factors), tuple(notes))
@@ -296,12 +297,20 @@ def _family(m: Measured) -> tuple[str, str]:
     return m.subject.title, m.point.fit
 
 
-def _sides(protocol: Protocol, size: int) -> list[tuple[float, int]]:
-    """Factors of the training size, and pixels, ascending."""
-    if protocol.factors:
-        return [(factor, max(1, round(factor * size))) for factor in protocol.factors]
-    pixels = protocol.resolutions or [round(side * size / THESIS_SIZE) for side in THESIS]
-    return [(side / size, side) for side in sorted(set(pixels))]
+def _sides(protocol: Protocol, size: int) -> tuple[list[tuple[float, int]], list[str]]:
+    """Factors of the training size, and pixels, ascending; and what is to be said of factors of one size."""
+    if not protocol.factors:
+        pixels = protocol.resolutions or [round(side * size / THESIS_SIZE) for side in THESIS]
+        return [(side / size, side) for side in sorted(set(pixels))], []
+    kept: dict[int, float] = {}
+    lines = []
+    for factor in sorted(protocol.factors, key=lambda factor: (factor != 1, factor)):
+        side = max(1, round(factor * size))
+        if side in kept:
+            lines.append(f"×{factor:g} makes {side} px, as ×{kept[side]:g} does, and is left out")
+        else:
+            kept[side] = factor
+    return sorted((factor, side) for side, factor in kept.items()), lines
 
 
 def _kernels(protocol: Protocol, own: int) -> tuple[int, ...]:

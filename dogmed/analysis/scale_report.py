@@ -13,6 +13,7 @@ from dogmed.analysis.output import (
     LIBRARIES,
     SCORES,
     folder_of_all,
+    names_of,
     track,
     write_json,
 )
@@ -104,27 +105,30 @@ def write(
     """Work out what follows from the points, write it all and say it; returns the folder."""
     found = conclude(protocol, subjects, measured)
     name = protocol.name
-    folder = folder_of_all(config.out, "scale", [s.evaluation for s in subjects])
+    evaluations = [subject.evaluation for subject in subjects]
+    folder = folder_of_all(config.out, "scale", evaluations, protocol.request)
     title, lead, tables = _title(found), _lead(found), tables_of(found)
     facts = provenance(subjects[0].evaluation.device, LIBRARIES)
     write_json(folder / f"{name}.json", _content(found, params_of(config), facts))
     rows = csv_rows(measured, found.changes, found.choices)
     write_atomic(folder / f"{name}.csv", csv_text(CSV_COLUMNS, rows))
     write_atomic(folder / f"{name}.md", markdown(title, [*lead, _machine(facts)], tables))
-    figure = figure_of(found)
+    figure = figure_of(found, title)
     pictures = save_figure(figure, folder / name)
     write_atomic(folder / f"{name}.html", page(title, [*lead, _machine(facts)], tables, figure))
+    output.line(f"\n{title}")
     for table in tables:
         if table.printed:
             output.line(f"\n{table.title}")
             console.table([tuple(row) for row in [table.head, *table.rows]])
+            if table.thesis:
+                output.line(table.note)
     for line in lead:
         output.line(f"\n{line}" if line is lead[0] else line)
     files = [folder / f"{name}.{suffix}" for suffix in ("json", "csv", "md", "html")] + pictures
     if config.tracking == "mlflow":
-        (folder / name).mkdir(exist_ok=True)  # a ledger for each protocol
         track(
-            folder / name, config.out, "scale", f"{name} {' | '.join(s.title for s in subjects)}",
+            folder, config.out, "scale", f"{name} {names_of([s.title for s in subjects])}",
             params=params_of(config), scores=_figures(found), files=files,
         )  # fmt: skip
     output.line(f"\n{folder}: {', '.join(path.name for path in files)}")
@@ -167,7 +171,7 @@ def tables_of(found: Found) -> list[Table]:
 
 def _title(found: Found) -> str:
     what = "Rescaled images" if found.protocol.factors else "Resolutions"
-    return f"{what} and kernel sizes: {found.subjects[0].images.name}"
+    return f"{what} and kernel sizes: {found.subjects[0].images.title}"
 
 
 def _lead(found: Found) -> list[str]:
@@ -188,8 +192,8 @@ def _lead(found: Found) -> list[str]:
     family = max((change.family for change in found.changes), default=0)
     if resamples < resamples_for(family):
         lines.append(
-            f"With {resamples} resamples no p-value is small enough after Holm's adjustment over {family} "
-            f"differences: give --resamples {resamples_for(family)} or more."
+            f"With {resamples} resamples no p-value is small enough after Holm's adjustment over "
+            f"{console.count(family, 'difference')}: give --resamples {resamples_for(family)} or more."
         )
     return lines
 

@@ -10,6 +10,7 @@ from dogmed.analysis.evaluation import Score
 from dogmed.analysis.scale import THESIS_SIZE
 from dogmed.analysis.scale_curves import Curve
 from dogmed.analysis.scale_points import Change, Choice, Measured, Subject
+from dogmed.console import count
 from dogmed.markdown import markdown_table
 from dogmed.references import imagenet_tables
 
@@ -44,6 +45,8 @@ class Table:
     head: list[str]
     rows: list[list[str]] = field(default_factory=list)
     note: str = ""
+    thesis: bool = False
+    """Whether rows of the thesis are in it."""
     printed: bool = True
     """Whether the terminal shows it too."""
 
@@ -86,7 +89,10 @@ def scores_table(
             cells = [_percent(mine.get(place)) for place in places]
             table.rows.append([subject.title, kernel_name(subject, kernel), *cells])
     if thesis:
-        table.rows += _thesis_rows(places)
+        quoted = _thesis_rows(places)
+        table.rows += quoted
+        table.thesis = bool(quoted)
+    if table.thesis:
         table.note = (
             "Rows of the thesis are as printed, of ImageNet-1K at 224 px: other data, not worked out "
             "here. They stand at the same share of the training size."
@@ -119,12 +125,15 @@ def changes_table(
                 table.rows.append([subject.title, kernel_name(subject, kernel), *cells])
     family = max(change.family for change in found)
     table.note = (
-        f"Points; better, worse or noise: p < 0.05 after Holm's adjustment over the {family} differences of "
-        "a model; too few resamples: none could be so small. Intervals and p-values are in the CSV file."
+        f"Points; better, worse or noise: p < 0.05 after Holm's adjustment over "
+        f"{count(family, 'difference')} of a model; too few resamples: none could be so small. Intervals "
+        "and p-values are in the CSV file."
     )
     if thesis:
-        table.rows += _thesis_rows(places, differences=True)
-        table.note += " The thesis's are differences of its printed rows, without an interval."
+        quoted = _thesis_rows(places, differences=True)
+        table.rows += quoted
+        if quoted:
+            table.note += " The thesis's are differences of its printed rows, without an interval."
     return table
 
 

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 from annotated_types import Ge, Le
 
 from dogmed.config import configclass, recipe, to_dict
 from dogmed.data.progress import Progress
-from dogmed.errors import ConfigError, DataError
+from dogmed.errors import ConfigError
 from dogmed.options import Count
 
 if TYPE_CHECKING:  # PyTorch: not for --help
@@ -23,6 +23,8 @@ if TYPE_CHECKING:  # PyTorch: not for --help
     from dogmed.models.trained import Trained
 
 RESAMPLES = 1000
+Listed: TypeAlias = tuple[str | float, ...]
+"""Numbers apart by spaces or commas, as typed: ``read_whole_numbers`` reads them."""
 
 
 @configclass
@@ -66,8 +68,10 @@ class SubjectConfig(ModelsConfig):
     needs."""
 
 
-def open_models(names: Sequence[str], weights_dir: Path | None) -> list[Trained]:
-    """Open the models, each once.
+def open_models(
+    names: Sequence[str], weights_dir: Path | None, tell: Callable[[str], object] = print
+) -> list[Trained]:
+    """Open the models, each once; of those given again ``tell`` is told.
 
     Raises:
         ConfigError: none is named.
@@ -80,8 +84,65 @@ def open_models(names: Sequence[str], weights_dir: Path | None) -> list[Trained]
             "which model? for example: the folder of a finished run, a .safetensors file, or a name "
             "that dogmed weights list shows"
         )
-    opened = [open_trained(name, weights_dir) for name in dict.fromkeys(names)]
-    return list({_identity(trained): trained for trained in opened}.values())
+    opened: dict[tuple[str, str], tuple[str, Trained]] = {}
+    for name in names:
+        trained = open_trained(name, weights_dir)
+        key = (
+            trained.record.sha256,
+            trained.title,
+        )  # weights may serve with other strides and sizes
+        if key in opened:
+            first, _ = opened[key]
+            again = "is given twice" if name == first else f"is the same model as {first}"
+            tell(f"note: {name} {again}; it is tried once")
+        else:
+            opened[key] = name, trained
+    return [trained for _, trained in opened.values()]
+
+
+def split_listed(given: Sequence[str | float]) -> list[str]:
+    """The numbers of an option of type ``Listed``, one by one."""
+    words = (f"{word:g}" if isinstance(word, float) else str(word) for word in given)
+    return [part for word in words for part in word.replace(",", " ").split()]
+
+
+def read_whole_numbers(
+    flag: str, given: Sequence[str | float], least: int, most: int
+) -> tuple[int, ...]:
+    """Read whole numbers, ascending and each once.
+
+    Args:
+        flag: as typed, for messages.
+        given: of the option.
+        least: that may be given.
+        most: that may be given.
+
+    Raises:
+        ConfigError: one is no whole number, or out of range.
+    """
+    found = set()
+    for part in split_listed(given):
+        if not (part.isdecimal() and least <= int(part) <= most):
+            raise ConfigError(
+                f"{flag}: expected whole numbers from {least} to {most} apart by spaces or commas, got "
+                f"'{part}' (what is no number of it goes before {flag})"
+            )
+        found.add(int(part))
+    return tuple(sorted(found))
+
+
+def request_name(asked: Mapping[str, object]) -> str:
+    """Name a folder by the options that were given: ``resolutions_28_40-fit_resize``; "" for none.
+
+    Args:
+        asked: values by name; None, and a tuple of nothing, are not given.
+    """
+    given = {
+        name: value if isinstance(value, tuple) else (value,)
+        for name, value in asked.items()
+        if value not in (None, ())
+    }
+    return "-".join("_".join([name, *map(str, values)]) for name, values in given.items())
 
 
 def refuse_unusable(out: Path) -> None:
@@ -110,56 +171,63 @@ def open_images(config: SubjectConfig, trained: Trained, progress: Progress) -> 
     """Have the images ready that ``trained`` is tried on, and make sure that they are of its classes.
 
     Without a task it is the official one that the model was trained on, at the size and from the files
-    that it was trained on.
+    that it was trained on. One's own images may name the classes otherwise, which is told.
 
     Raises:
         ConfigError: no images are named and the record names none, or both kinds are.
         DataError: they cannot be read, or are of other classes.
     """
     from dogmed.analysis.images import ImageNetVal, TaskImages
-    from dogmed.data.store import prepare
-    from dogmed.data.tasks import official_tasks
 
-    seen = trained.record.data
     if config.imagenet is not None:
         if config.task is not None:
             raise ConfigError(f"--task {config.task} and --imagenet {config.imagenet}: give one")
         return ImageNetVal.open(
             config.imagenet, trained.record, cache_dir=config.cache_dir, workers=config.workers
         )
-    task = config.task
-    if task is None:
-        if seen.name not in official_tasks():
-            raise ConfigError(
-                f"{trained.title} was trained on '{seen.name}', which is no official task: give "
-                "--task FILE.npz (or a folder), or --imagenet FOLDER"
-            )
-        task = seen.name
-    size = seen.trained_size or seen.size
-    enlarged = (
-        task in official_tasks()
-        and seen.source in ("official", "variant")
-        and seen.source_size is not None
-        and seen.source_size < size
-    )
-    generated = task in official_tasks() and seen.source == "synthetic"
-    prepared = prepare(
-        task,
-        size=size,
-        data=config.data or ("synthetic" if generated else "official"),
+    return TaskImages.open(
+        _task_of(config, trained),
+        trained,
+        data=config.data,
         data_dir=config.data_dir,
         cache_dir=config.cache_dir,
         kind=config.kind,
-        upsample_from=seen.source_size if enlarged else None,
         progress=progress,
     )
-    same = not seen.classes or seen.classes == prepared.task.classes
-    if seen.kind != prepared.task.kind or not same:
-        raise DataError(
-            f"{trained.title} tells {_some(seen.classes)} ({seen.kind}) apart, and {prepared.task.name} has "
-            f"{_some(prepared.task.classes)} ({prepared.task.kind}): give the task it was trained on"
+
+
+def _task_of(config: SubjectConfig, trained: Trained) -> str:
+    """The task that was asked for, or the official one that the model was trained on."""
+    from dogmed.data.tasks import official_tasks
+
+    name = trained.record.data.name
+    if config.task is None and name not in official_tasks():
+        raise ConfigError(
+            f"{trained.title} was trained on '{name}', which is no official task: give "
+            "--task FILE.npz (or a folder), or --imagenet FOLDER"
         )
-    return TaskImages(prepared, trained.record)
+    return config.task or name
+
+
+def _refuse_several_tasks(config: SubjectConfig, models: Sequence[Trained]) -> None:
+    """Find models that cannot be tried on the same images before any are fetched."""
+    from dogmed.analysis.images import refuse_other_classes
+    from dogmed.data.tasks import official_tasks
+
+    if config.imagenet is not None:
+        return
+    first = models[0]
+    for trained in models:
+        task = _task_of(config, trained)
+        if task != _task_of(config, first):
+            raise ConfigError(
+                f"{first.title} is tried on {first.record.data.name}, {trained.title} on "
+                f"{trained.record.data.name}: give models of one task, or --task"
+            )
+    official = official_tasks().get(_task_of(config, first).lower())
+    if official is not None:
+        for trained in models:
+            refuse_other_classes(trained, official)
 
 
 def open_evaluations(
@@ -184,6 +252,7 @@ def open_evaluations(
     from dogmed.distributed import open_device
 
     device = open_device(config.device)
+    _refuse_several_tasks(config, models)
     titles = [trained.title for trained in models]
     first: tuple[str, Images] | None = None
     for trained in models:
@@ -221,13 +290,3 @@ def _same(images: Images, others: Images) -> bool:
     """Whether both are the same test."""
     count = [len(one.labels(one.splits[-1])) for one in (images, others)]
     return images.name == others.name and images.kind == others.kind and count[0] == count[1]
-
-
-def _identity(trained: Trained) -> tuple[str, str]:
-    """Tells models apart: the same weights may serve with other strides, kernels and sizes."""
-    return trained.record.sha256, trained.title
-
-
-def _some(classes: Sequence[str]) -> str:
-    first = ", ".join(classes[:3])
-    return f"{len(classes)} classes ({first}{', ...' if len(classes) > 3 else ''})"

@@ -6,10 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
+from PIL import Image
 
+from dogmed import cli
 from dogmed.data import Prepared, prepare
 from dogmed.models.weights import save_weights
 from dogmed.weights.records import DataRecord, WeightsRecord
@@ -29,11 +32,12 @@ def prepared(cache_dir: Path) -> Prepared:
     return prepare("breastmnist", size=SIZE, data="synthetic", cache_dir=cache_dir)
 
 
-@pytest.fixture
-def make_weights(tmp_path: Path, prepared: Prepared) -> Callable[..., Path]:
+@pytest.fixture(scope="session")
+def write_weights(prepared: Prepared) -> Callable[..., Path]:
     """Write random weights of a network, with the record of a fine-tuning on ``prepared``."""
 
-    def make(
+    def write(
+        folder: Path,
         name: str = "a",
         *,
         model: str = "dognext_test",
@@ -57,8 +61,52 @@ def make_weights(tmp_path: Path, prepared: Prepared) -> Callable[..., Path]:
             "init": "scratch", "epochs": 1, "score": {}, "licence": None, "seed": seed,
             "data": DataRecord(**{**facts, **(data or {})}),
         }  # fmt: skip
-        path = tmp_path / f"{name}.safetensors"
+        path = folder / f"{name}.safetensors"
         save_weights(path, network.state_dict(), WeightsRecord(**{**told, **record}))
         return path
 
-    return make
+    return write
+
+
+@pytest.fixture
+def make_weights(write_weights: Callable[..., Path], tmp_path: Path) -> Callable[..., Path]:
+    """``write_weights`` into the test's folder."""
+    return lambda *args, **facts: write_weights(tmp_path, *args, **facts)
+
+
+@pytest.fixture(scope="session")
+def analyze(cache_dir: Path) -> Callable[..., int]:
+    """``dogmed analyze WHAT`` into OUT, with few resamples and not logged unless that is asked for."""
+
+    def run(what: str, out: Path, *words: object) -> int:
+        given = [*map(str, words), "--out", str(out), "--cache-dir", str(cache_dir)]
+        given += [] if "--resamples" in words else ["--resamples", "40"]
+        given += [] if "--tracking" in words else ["--tracking", "off"]
+        return cli.main(["analyze", what, *given])
+
+    return run
+
+
+@pytest.fixture
+def scale(analyze: Callable[..., int], tmp_path: Path) -> Callable[..., int]:
+    return lambda *words: analyze("scale", tmp_path / "out", *words)
+
+
+@pytest.fixture
+def flops(analyze: Callable[..., int], tmp_path: Path) -> Callable[..., int]:
+    return lambda *words: analyze("flops", tmp_path / "out", *words)
+
+
+@pytest.fixture
+def imagenet(tmp_path: Path, make_weights: Callable[..., Path]) -> tuple[Path, Path]:
+    """Weights of 120 classes, and a folder whose val has twelve images of three of them."""
+    classes = tuple(f"n{number:03d}" for number in range(120))
+    rng = np.random.default_rng(0)
+    for name in classes[:3]:
+        folder = tmp_path / "imagenet" / "val" / name
+        folder.mkdir(parents=True)
+        for number in range(4):
+            pixels = rng.integers(0, 256, (30, 30, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / f"{number}.png")
+    data = {"name": "imagenet", "kind": "multi-class"}
+    return make_weights(classes=classes, recipe="tiny", data=data), tmp_path / "imagenet"

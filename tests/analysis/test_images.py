@@ -122,20 +122,71 @@ def test_imagenet_of_other_classes_is_refused(
         ImageNetVal.open(folder, record, cache_dir=None, workers=0)
 
 
+@pytest.fixture
+def opened(cache_dir: Path) -> Callable[..., TaskImages]:
+    """Open the images for weights."""
+
+    def images(weights: Path, **options: object) -> TaskImages:
+        config = build(SubjectConfig, {"cache_dir": str(cache_dir), **options})
+        return open_images(config, open_trained(str(weights)), Quiet())  # type: ignore[return-value]
+
+    return images
+
+
 def test_images_must_be_of_the_models_task(
-    cache_dir: Path, make_weights: Callable[..., Path]
+    opened: Callable[..., TaskImages], make_weights: Callable[..., Path]
 ) -> None:
-    trained = open_trained(str(make_weights()))
-
-    def opened(**options: object) -> object:
-        values = {"cache_dir": str(cache_dir), **options}
-        return open_images(build(SubjectConfig, values), trained, Quiet())
-
-    assert isinstance(opened(), TaskImages)
+    path = make_weights()
+    assert isinstance(opened(path), TaskImages)
     with pytest.raises(DataError, match=r"tells 2 classes \(.*\) apart, and retinamnist has 5"):
-        opened(task="retinamnist")
+        opened(path, task="retinamnist")
+    with pytest.raises(DataError, match=r"and pneumoniamnist has 2 classes \(normal, pneumonia\)"):
+        opened(path, task="pneumoniamnist", data="synthetic")
     with pytest.raises(ConfigError, match="give one"):
-        opened(task="breastmnist", imagenet="somewhere")
-    nameless = open_trained(str(make_weights("b", data={"name": "mine", "source": "npz"})))
+        opened(path, task="breastmnist", imagenet="somewhere")
+    nameless = make_weights("b", data={"name": "mine", "source": "npz"})
     with pytest.raises(ConfigError, match="'mine', which is no official task: give --task"):
-        open_images(build(SubjectConfig, {"cache_dir": str(cache_dir)}), nameless, Quiet())
+        opened(nameless)
+
+
+def test_what_is_not_published_is_told_without_options_that_are_not_there(
+    opened: Callable[..., TaskImages], make_weights: Callable[..., Path], tmp_path: Path
+) -> None:
+    odd = make_weights(data={"size": 96, "source_size": 96, "source": "folder"})
+    with pytest.raises(ConfigError, match="trained at 96 px, and breastmnist is published at 28, "):
+        opened(odd, task="breastmnist")
+    with pytest.raises(DataError, match=r"has no breastmnist\.npz, which .*; leave --data-dir out"):
+        opened(make_weights(data={"source": "official"}), data_dir=str(tmp_path))
+
+
+@pytest.fixture
+def own_npz(tmp_path: Path) -> Callable[..., Path]:
+    """Write one's own task of so many classes."""
+
+    def write(classes: int) -> Path:
+        rng, arrays = np.random.default_rng(0), {}
+        for split in ("train", "val", "test"):
+            arrays[f"{split}_images"] = rng.integers(0, 256, (12, 20, 20), dtype=np.uint8)
+            arrays[f"{split}_labels"] = np.arange(12)[:, None] % classes
+        path = tmp_path / f"own{classes}.npz"
+        np.savez(path, **arrays)
+        return path
+
+    return write
+
+
+def test_ones_own_images_may_name_the_classes_otherwise(
+    opened: Callable[..., TaskImages],
+    make_weights: Callable[..., Path],
+    own_npz: Callable[..., Path],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    images = opened(make_weights(), task=str(own_npz(2)))
+    assert (images.name, images.size, images.classes) == ("own2", 28, ("0", "1"))
+    (told,) = [line for line in caplog.messages if "other names" in line]
+    assert told.endswith("they are matched by number: malignant = 0, normal, benign = 1")
+    with pytest.raises(DataError, match=r"2 classes .* apart, and own3 has 3 classes"):
+        opened(make_weights(), task=str(own_npz(3)))
+    swapped = make_weights(classes=("1", "0"), data={"name": "mine", "source": "npz"})
+    with pytest.raises(DataError, match="in another order, 2 classes \\(0, 1\\) in place of"):
+        opened(swapped, task=str(own_npz(2)))

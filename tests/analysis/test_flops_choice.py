@@ -1,0 +1,156 @@
+"""``dogmed analyze flops --budget``: what a budget buys, and how to go on with it."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+
+from dogmed import config, metrics
+from dogmed.analysis.flops import macs_name, read_budget
+from dogmed.analysis.flops_choice import macs_text
+from dogmed.analysis.flops_ways import strided_layer
+from dogmed.data import Prepared
+from dogmed.errors import ConfigError
+from dogmed.finetune.build import build_network
+from dogmed.finetune.config import FinetuneConfig
+from dogmed.models.cost import count_macs
+from dogmed.models.trained import open_trained
+from dogmed.weights.records import read_record
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class Bought(NamedTuple):
+    weights: Path
+    out: Path
+    budget: int
+    way: str
+    printed: str
+    found: dict[str, Any]
+    saved: Path
+
+
+@pytest.fixture(scope="module", params=["stride", "resolution"])
+def bought(
+    request: pytest.FixtureRequest,
+    analyze: Callable[..., int],
+    write_weights: Callable[..., Path],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Bought:
+    """The best within a budget that excludes the full model, of one way to spend less."""
+    place = tmp_path_factory.mktemp("budget")
+    weights, lines = write_weights(place), list[str]()
+    budget = count_macs(timm.create_model("dognext_test", num_classes=2), 28) - 1
+    ways = {"stride": ("--strides", 8, "--resolutions", 28)}
+    words = ways.get(request.param, ("--resolutions", 16, "--strides", 4))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("builtins.print", lambda *words, **_: lines.append(" ".join(map(str, words))))
+        assert analyze("flops", place / "out", weights, *words, "--budget", budget) == 0
+    (path,) = (place / "out").rglob("flops.json")
+    (saved,) = (place / "out").rglob("*.safetensors")
+    assert saved.parent == path.parent
+    found = json.loads(path.read_text())
+    return Bought(weights, place / "out", budget, request.param, "\n".join(lines), found, saved)
+
+
+def test_a_budget_is_read() -> None:
+    read = {
+        "300M": 3e8, "0.3G": 3e8, "300000000": 3e8, "12.5k": 12500, "2 GMAC": 2e9, "1T": 1e12,
+        "1e6": 1e6, "2.5e+8": 2.5e8,
+    }  # fmt: skip
+    assert {text: read_budget(text) for text in read} == read
+    assert [macs_name(read_budget(text)) for text in read] == [
+        "300M", "300M", "300M", "12.5K", "2G", "1T", "1M", "250M"
+    ]  # fmt: skip
+    for text in ("", "M", "-3M", "300 MFLOPs", "0", "e9", "1e-9", "nan", "300MB", "0.0001"):
+        with pytest.raises(ConfigError, match=r"expected multiply-accumulates \(MAC, half as many"):
+            read_budget(text)
+    assert [macs_text(n) for n in (272_900_000, 93_100)] == ["272.9 MMAC", "0.0931 MMAC"]
+
+
+def test_what_a_budget_buys_is_saved_ready_to_use(bought: Bought, prepared: Prepared) -> None:
+    (choice,) = bought.found["choices"]
+    tried, saved = bought.found["models"][0]["configurations"], bought.saved
+    within = [p for p in tried if p["macs"] <= bought.budget]
+    assert choice["chosen"] in within and choice["chosen"] != tried[0]
+    best = max(p["scores"]["val"]["auc"]["value"] for p in within)
+    chosen = choice["chosen"]
+    assert chosen["scores"]["val"]["auc"]["value"] == best
+    full, now = (p["scores"]["test"]["auc"]["value"] for p in (tried[0], chosen))
+    difference = choice["minus_full"]["auc"]
+    assert difference["value"] == pytest.approx(now - full, abs=1e-12)
+    assert difference["low"] <= difference["value"] <= difference["high"]
+    assert saved.name == choice["file"] and str(saved) in bought.printed
+
+    opened, before = open_trained(str(saved)), read_record(bought.weights)
+    record = opened.record
+    assert before is not None and record.sha256 == before.sha256, "the same weights"
+    assert record.data.size == chosen["px"] and bought.weights.name in str(record.origin)
+    assert record.data.trained_size == (28 if bought.way == "resolution" else None)
+    layer = strided_layer(opened.model)
+    assert layer is not None
+    assert (layer.stride, layer.kernel_size) == (chosen["stride"], chosen["kernel_size"])
+    pixels = torch.from_numpy(prepared.images("test").copy()).float()[:, None] / 255
+    mean, std = (torch.tensor(v)[:, None, None] for v in (MEAN, STD))
+    side = (record.data.size, record.data.size)
+    seen = F.interpolate((pixels - mean) / std, side, mode="bilinear", antialias=True)
+    with torch.inference_mode():
+        probabilities = opened.model(seen).softmax(1).numpy()
+    expected = metrics.score("binary", prepared.labels("test"), probabilities)
+    for name in ("acc", "auc"):
+        assert expected[name] == pytest.approx(chosen["scores"]["test"][name]["value"], abs=1e-3)
+
+
+def test_the_printed_command_trains_what_was_chosen(bought: Bought) -> None:
+    """At its size, with its stride, on the images that it was chosen with."""
+    chosen = bought.found["choices"][0]["chosen"]
+    (line,) = re.findall(r"^  use: (.*)$", bought.printed, re.M)
+    program, command, *words = shlex.split(line)
+    assert (program, command) == ("dogmed", "finetune")
+    base = config.base_values(words, "finetune/default", choice=False)
+    options = config.parse(FinetuneConfig, words, prog="dogmed finetune", base=base)
+    assert (options.task, options.data, options.size) == ("breastmnist", "synthetic", chosen["px"])
+    network = build_network(options, 2)
+    assert network.macs == chosen["macs"]
+    before = open_trained(str(bought.weights)).model.state_dict()
+    after = network.model.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_both_models_are_there_if_weights_are_analysed_as_they_were_and_as_chosen(
+    bought: Bought, analyze: Callable[..., int], tmp_path: Path
+) -> None:
+    words = ("--strides", 12, "--resolutions", 12)
+    assert analyze("flops", tmp_path, bought.weights, bought.saved, *words) == 0
+    (path,) = tmp_path.rglob("flops.json")
+    first, second = json.loads(path.read_text())["models"]
+    assert first["title"] == "dognext_test breastmnist (scratch, seed 0)"
+    mark = "stem_stride 8" if bought.way == "stride" else "16 px"
+    assert second["title"].startswith(f"dognext_test breastmnist (scratch, seed 0, {mark}")
+    for name in ("macs", "scores", "stride", "kernel_size", "px"):
+        assert second["configurations"][0][name] == bought.found["choices"][0]["chosen"][name]
+
+
+def test_the_least_budget_that_is_told_is_enough_and_one_above_all_is_told(
+    flops: Callable[..., int],
+    make_weights: Callable[..., Path],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path, words = make_weights(), ("--strides", 4, "--resolutions", 20, "--budget")
+    assert flops(path, *words, "1e3") == 2
+    (told,) = re.findall(
+        r"needs (\S+) at least \(stride 4, kernel 7, 20 px\)", capsys.readouterr().err
+    )
+    assert flops(path, *words, told) == 0
+    assert "  saved: " in capsys.readouterr().out
+    assert flops(path, *words, "99T") == 0
+    assert "note: --budget 99T is above all that is tried with" in capsys.readouterr().out
