@@ -13,7 +13,7 @@ from dogmed.analysis.flops import macs_name
 from dogmed.analysis.flops_points import Found, Measured, Subject
 from dogmed.analysis.flops_ways import Configuration
 from dogmed.analysis.subject import SubjectConfig
-from dogmed.data.tasks import OFFICIAL_SIZES, official_tasks
+from dogmed.data.tasks import OFFICIAL_SIZES, official_file, official_tasks
 from dogmed.errors import ConfigError
 from dogmed.models.trained import Trained
 from dogmed.models.weights import save_weights
@@ -104,14 +104,20 @@ def finetune_command(choice: Choice, config: SubjectConfig) -> str:
     words += ["--size", str(side)]
     if config.data == "synthetic" or (config.data is None and seen.source == "synthetic"):
         words += ["--data", "synthetic"] if task in official else []
-    elif task in official and side not in OFFICIAL_SIZES:
-        smaller = [size for size in OFFICIAL_SIZES if size < side]
-        if not smaller:
+    elif task in official:
+        there = [size for size in OFFICIAL_SIZES if size <= side and _is_there(task, size, config)]
+        if not there:
             return shlex.join(["dogmed", "analyze", "flops", path])
-        words += ["--upsample-from", str(max(smaller))]
+        words += [] if side in there else ["--upsample-from", str(max(there))]
     for flag, value in (("--data-dir", config.data_dir), ("--kind", config.kind)):
         words += [] if value is None else [flag, str(value)]
     return shlex.join(words)
+
+
+def _is_there(task: str, size: int, config: SubjectConfig) -> bool:
+    """Whether the official file is in ``--data-dir``, or can be downloaded."""
+    folder = config.data_dir
+    return folder is None or (folder / official_file(task, size).name).is_file()
 
 
 def _record(found: Found, chosen: Measured) -> WeightsRecord:

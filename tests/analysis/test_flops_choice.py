@@ -7,6 +7,7 @@ import re
 import shlex
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
@@ -16,8 +17,9 @@ import torch.nn.functional as F
 
 from dogmed import config, metrics
 from dogmed.analysis.flops import macs_name, read_budget
-from dogmed.analysis.flops_choice import macs_text
-from dogmed.analysis.flops_ways import strided_layer
+from dogmed.analysis.flops_choice import finetune_command, macs_text
+from dogmed.analysis.flops_ways import Configuration, strided_layer
+from dogmed.analysis.subject import SubjectConfig
 from dogmed.data import Prepared
 from dogmed.errors import ConfigError
 from dogmed.finetune.build import build_network
@@ -154,3 +156,35 @@ def test_the_least_budget_that_is_told_is_enough_and_one_above_all_is_told(
     assert "  saved: " in capsys.readouterr().out
     assert flops(path, *words, "99T") == 0
     assert "note: --budget 99T is above all that is tried with" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("side", "options", "tail"),
+    [
+        (96, {}, "--size 96 --upsample-from 64"),
+        (96, {"data_dir": "{there}"}, "--size 96 --upsample-from 28 --data-dir {there}"),
+        (64, {}, "--size 64"),
+        (64, {"data_dir": "{there}"}, "--size 64 --upsample-from 28 --data-dir {there}"),
+        (20, {}, "dogmed analyze flops saved"),
+        (20, {"task": "own.npz", "kind": "ordinal"}, "--size 20 --kind ordinal"),
+        (20, {"data": "synthetic"}, "--size 20 --data synthetic"),
+    ],
+)
+def test_the_command_has_the_files_that_there_are(
+    make_weights: Callable[..., Path],
+    tmp_path: Path,
+    side: int,
+    options: dict[str, str],
+    tail: str,
+) -> None:
+    (tmp_path / "breastmnist.npz").touch()
+    given = {name: value.format(there=tmp_path) for name, value in options.items()}
+    trained = open_trained(str(make_weights(data={"source": "official"})))
+    subject = SimpleNamespace(evaluation=SimpleNamespace(trained=trained))
+    choice: Any = SimpleNamespace(
+        found=SimpleNamespace(subject=subject),
+        chosen=SimpleNamespace(configuration=Configuration("resolution", side, 4, 7)),
+        path=Path("saved"),
+    )
+    line = finetune_command(choice, config.build(SubjectConfig, given))
+    assert line.endswith(tail.format(there=tmp_path))
