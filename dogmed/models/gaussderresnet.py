@@ -73,10 +73,7 @@ class GaussianDerivative2d(nn.Module):
         self.weight = nn.Parameter(torch.empty(len(self.terms), *shape))
         fan_in = len(self.terms) * (1 if separable else in_channels)
         nn.init.normal_(self.weight, std=fan_in**-0.5)
-        self.pointwise = None
-        if separable:
-            self.pointwise = nn.Parameter(torch.empty(out_channels, in_channels))
-            nn.init.normal_(self.pointwise, std=in_channels**-0.5)
+        self.pointwise = Pointwise(in_channels, out_channels) if separable else None
         self._kept: dict[Any, Tensor] = {}
 
     def forward(self, x: Tensor, cells: tuple[int, int] | None = None) -> Tensor:
@@ -94,9 +91,8 @@ class GaussianDerivative2d(nn.Module):
         along_x = self._matrices(width, columns, x)
         combine = self._combine_apart if self.separable else self._combine
         x = combine(along_y, along_x, (scales, rows * batch, width))
-        if self.pointwise is not None:
-            x = self.pointwise @ x.reshape(scales, channels, -1)
-        return x.view(scales, self.out_channels, rows, batch, columns)
+        x = x.view(scales, -1, rows, batch, columns)
+        return x if self.pointwise is None else self.pointwise(x)
 
     def _combine(
         self, along_y: list[Tensor], along_x: Tensor, shape: tuple[int, int, int]
@@ -160,6 +156,24 @@ def sampled(sigmas: tuple[float, ...], cells_in: int, cells_out: int) -> Tensor:
     return torch.stack(made, dim=1)
 
 
+class Pointwise(nn.Module):
+    """1x1 convolution, without a bias, of maps in this file's layout.
+
+    Args:
+        in_channels: channels of the input.
+        out_channels: channels of the output.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(out_channels, in_channels))
+        nn.init.normal_(self.weight, std=in_channels**-0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(S, C, H, B, W) -> (S, C', H, B, W)"""
+        return (self.weight @ x.flatten(2)).unflatten(2, x.shape[2:])
+
+
 class GaussDerBlock(nn.Module):
     """Two Gaussian derivative layers of one scale and a skip.
 
@@ -180,7 +194,7 @@ class GaussDerBlock(nn.Module):
         self.norm2 = nn.BatchNorm3d(out_channels)
         self.shortcut: nn.Module = nn.Identity()
         if in_channels != out_channels:
-            self.shortcut = nn.Conv3d(in_channels, out_channels, 1, bias=False)
+            self.shortcut = Pointwise(in_channels, out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """(S, C, H, B, W) -> (S, C', H, B, W)"""

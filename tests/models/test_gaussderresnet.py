@@ -36,7 +36,7 @@ def network(**options: Any) -> GaussDerResNet:
 
 
 def scene(side: int, waves: int = 9) -> Tensor:
-    """The same continuous image at any size: cosines averaged over the pixels, (1, 3, side, side).
+    """The same eight scenes at any size: cosines averaged over the pixels, (8, 3, side, side).
 
     Cosines of whole half periods go on as their mirror image outside, as the layers do.
     """
@@ -47,8 +47,10 @@ def scene(side: int, waves: int = 9) -> Tensor:
         (math.pi * k[:, None] * edges).sin() / (math.pi * k.clamp(min=1))[:, None],
         edges,
     ).diff(dim=1)  # (waves, side)
-    amplitudes = torch.randn(3, waves, waves, generator=torch.Generator().manual_seed(0)).double()
-    return torch.einsum("cij,iy,jx->cyx", amplitudes, waves_at, waves_at)[None] * side**2
+    amplitudes = torch.randn(
+        8, 3, waves, waves, generator=torch.Generator().manual_seed(0)
+    ).double()
+    return torch.einsum("bcij,iy,jx->bcyx", amplitudes, waves_at, waves_at) * side**2
 
 
 @pytest.mark.parametrize("cells", [None, (5, 3), (1, 1)])
@@ -60,7 +62,7 @@ def test_separable_layers_are_layers_of_their_products(
     apart = GaussianDerivative2d(3, 4, (0.8, 1.7), zero_order=zero_order, separable=True).double()
     full = GaussianDerivative2d(3, 4, (0.8, 1.7), zero_order=zero_order).double()
     assert apart.pointwise is not None
-    full.weight.data = torch.einsum("oc,tc->toc", apart.pointwise, apart.weight)
+    full.weight.data = torch.einsum("oc,tc->toc", apart.pointwise.weight, apart.weight)
     x = torch.randn(2, 3, 9, 5, 7, dtype=torch.float64)
     torch.testing.assert_close(apart(x, cells), full(x, cells))
 
@@ -80,52 +82,44 @@ def test_layers_are_convolutions() -> None:
     )
 
 
-def shift_errors(net: GaussDerResNet, side: int) -> tuple[float, float]:
-    """Largest difference of an image and its double, by channel shifted and by channel as it is."""
-    with torch.no_grad():
-        small = net.forward_channels(net.forward_features(scene(side)))
-        large = net.forward_channels(net.forward_features(scene(2 * side)))
-    shifted, unshifted = (large[1:] - small[:-1]).abs().max(), (large - small).abs().max()
-    return (shifted / small.std()).item(), (unshifted / small.std()).item()
+def rms(difference: Tensor, values: Tensor) -> float:
+    """Root mean square of a difference as a share of the values' spread over images."""
+    return (difference.square().mean().sqrt() / values.std(-2).mean()).item()
 
 
 @pytest.mark.parametrize("separable", [False, True])
-@pytest.mark.parametrize(
-    ("selection", "falls", "least"), [("center", 8, 1e-2), ("avg", 8, 1e-2), ("max", 2, 1e-1)]
-)
-def test_enlarging_the_image_shifts_the_scale_channels(
-    selection: str, falls: float, least: float, separable: bool
-) -> None:
-    """Covariance up to sampling: the error falls as the scales, in cells, are doubled twice.
+@pytest.mark.parametrize("selection", ["center", "avg", "max"])
+def test_enlarging_the_image_shifts_the_scale_channels(selection: str, separable: bool) -> None:
+    """Covariance up to sampling: the error falls as the scales, in cells, grow.
 
     The largest of the points that there are, under "max", comes near the largest of all more slowly.
     """
-    errors = []
-    for sigma in (0.75, 1.5, 3.0):
-        net = network(
-            sigma=sigma, scale_channels=3, channel_ratio=2, selection=selection, separable=separable
-        )
-        shifted, unshifted = shift_errors(net, round(16 * sigma / 0.75))
-        assert shifted < unshifted / 3
-        errors.append(shifted)
-    assert errors == sorted(errors, reverse=True)
-    assert errors[-1] < min(errors[0] / falls, least), errors
+    errors = {}
+    for sigma in (0.75, 3.0):
+        options: Any = {"selection": selection, "separable": separable}
+        net = network(sigma=sigma, scale_channels=3, channel_ratio=2, **options)
+        side = round(16 * sigma / 0.75)
+        with torch.no_grad():
+            small = net.forward_channels(net.forward_features(scene(side)))
+            large = net.forward_channels(net.forward_features(scene(2 * side)))
+        errors[sigma] = rms(large[1:] - small[:-1], small)
+        assert errors[sigma] < rms(large - small, small) / 3  # without the shift
+    assert errors[3.0] < errors[0.75] / (2 if selection == "max" else 8)
+    assert errors[3.0] < (0.15 if selection == "max" else 0.02)
 
 
 @pytest.mark.parametrize("pooling", ["max", "avg", "logsumexp"])
 def test_pooled_scores_are_the_same_at_both_scales(pooling: str) -> None:
     """Invariance over the channels that both images have: the ends of the set are left out."""
-    errors = []
-    for sigma in (0.75, 1.5, 3.0):
+    errors = {}
+    for sigma in (0.75, 3.0):
         net = network(sigma=sigma, scale_channels=4, channel_ratio=2, pooling=pooling)
-        side = round(8 * sigma / 0.75)
+        side = round(16 * sigma / 0.75)
         with torch.no_grad():
             small, large = net.forward_features(scene(side)), net.forward_features(scene(2 * side))
-            pooled = net.forward_head(small[:-1]), net.forward_head(large[1:])
-            assert not torch.allclose(net.forward_head(small), net.forward_head(small[:-1]))
-        errors.append((pooled[0] - pooled[1]).abs().max().item())
-    assert errors == sorted(errors, reverse=True)
-    assert errors[-1] < min(errors[0] / 4, 2e-3), errors
+            both = net.forward_head(small[:-1]), net.forward_head(large[1:])
+        errors[sigma] = rms(both[1] - both[0], both[0])
+    assert errors[3.0] < min(errors[0.75] / 8, 0.01), errors
 
 
 def test_a_factor_between_two_channels_is_not_covered() -> None:
@@ -175,6 +169,7 @@ def test_every_parameter_gets_a_gradient(options: dict[str, bool], selection: st
 @pytest.mark.parametrize("name", NAMES)
 def test_variants_are_timm_models(name: str) -> None:
     net = timm.create_model(name, num_classes=5, in_chans=1, stride=8).eval()
+    net.to(memory_format=torch.channels_last)  # as training does with every model
     x = torch.randn(2, 1, 64, 64)
     with torch.no_grad():
         out = net(x)
