@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -136,7 +137,7 @@ def study(
     if free:
         count = sum(len(layer.kernels) for layer in free) * (1 + (origin.model is not None))
         say(f"{trained.title}: fitting DoG kernels to {count:,} learned ones")
-    random = {size: _random(size) for size in {layer.size for layer in free}}
+    random = {size: _random(RANDOM, size) for size in {layer.size for layer in free}}
     found = [
         LayerStudy(describe(layer), None if first is None else describe(first))
         for layer, first in ((layer, same.get(layer.name)) for layer in layers)
@@ -164,7 +165,8 @@ def weighted(kernels: Sequence[Kernels]) -> float:
     return float((explained * energy).sum() / energy.sum())
 
 
-def _random(size: int) -> tuple[Fit, Fit]:
+@functools.cache
+def _random(count: int, size: int) -> tuple[Fit, Fit]:
     generator = torch.Generator().manual_seed(0)
-    kernels = torch.randn(RANDOM, size, size, generator=generator, dtype=torch.float64)
+    kernels = torch.randn(count, size, size, generator=generator, dtype=torch.float64)
     return fit(kernels), fit(kernels, single=True)

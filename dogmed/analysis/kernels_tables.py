@@ -247,7 +247,11 @@ def _fits(study: Study) -> Table:
             rows.append(_fit_row("all", time, [k for _, k in there]))
         rows += [_fit_row(name, time, [k]) for name, k in there] if time == "after" else []
     for size, (mixture, single) in sorted(study.random.items()):
-        row = {"layer": f"random {size}x{size}", "when": "random", "kernels": RANDOM}
+        row = {
+            "layer": f"random {size}x{size}",
+            "when": "random",
+            "kernels": len(mixture.explained),
+        }
         rows.append(row | _explained(mixture.explained.numpy(), single.explained.numpy()))
     head = list(dict.fromkeys(name for row in rows for name in row))
     return Table("explained", "Energy explained by DoG kernels", head, rows,

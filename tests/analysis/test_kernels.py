@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import csv
-import json
-import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import timm
 import torch
 
 import dogmed.models  # noqa: F401  (registers DoGNeXt)
-from dogmed import cli, config
+from dogmed import config
 from dogmed.analysis.kernels_study import describe, study, weighted
 from dogmed.analysis.layers import counterparts, depthwise_layers, find_origin
 from dogmed.analysis.subject import refuse_unusable
@@ -48,10 +44,6 @@ def run(tmp_path: Path, cache_dir: Path) -> Callable[..., Path]:
         return best.parent.parent
 
     return train
-
-
-def analyze(*words: str, out: Path) -> int:
-    return cli.main(["analyze", "kernels", *words, "--out", str(out), "--tracking", "off"])
 
 
 def test_the_first_weights_of_a_run_from_scratch_are_drawn_again(run: Callable[..., Path]) -> None:
@@ -223,94 +215,6 @@ def test_the_share_of_all_energy_is_one_sum_over_kernels() -> None:
         energy += float(k.layer.kernels.square().sum())
         left += float((k.layer.kernels - scale * k.fit.kernels).square().sum())
     assert weighted(kernels) == pytest.approx(1 - left / energy)
-
-
-def read(folder: Path) -> tuple[dict[str, Any], list[dict[str, str]]]:
-    with (folder / "channels.csv").open() as file:
-        return json.loads((folder / "kernels.json").read_text()), list(csv.DictReader(file))
-
-
-def test_the_command_writes_tables_that_add_up(
-    make_weights: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    few: dict[str, Any] = {"options": {"depths": (1, 1, 1, 1)}}  # pictures take long to draw
-    after, before = make_weights("after", seed=1, **few), make_weights("before", seed=2, **few)
-    assert analyze(str(after), "--before", str(before), out=tmp_path / "out") == 0
-    said = capsys.readouterr().out
-    assert "Kernels of each pattern" in said and "What became of each pattern" in said
-    (folder,) = (tmp_path / "out" / "analysis" / "kernels").iterdir()
-    content, channels = read(folder)
-    tables = content["tables"]
-    total = len(channels)
-    assert total == sum(row["kernels"] for row in tables["changes"])
-    for row in tables["patterns"]:
-        parts = sum(v for k, v in row.items() if k not in ("layer", "when", "kernels"))
-        assert parts == pytest.approx(row["kernels"])
-    kept = sum(channel["pattern"] == channel["before"] for channel in channels)
-    assert kept == sum(row[row["from"]] for row in tables["changes"] if row["from"] in row)
-    for layer in content["layers"]:
-        of = [channel for channel in channels if channel["layer"] == layer["layer"]]
-        for which in ("narrow", "wide"):
-            counted, _ = np.histogram(
-                [float(c[which]) for c in of], layer["after"]["sigma"]["edges"]
-            )
-            assert counted.tolist() == layer["after"]["sigma"][which]
-        weights = layer["after"]["1 - largest weight"]
-        assert sum(sum(v) for k, v in weights.items() if k != "edges") == len(of)
-    for row in tables["layers"]:
-        radii = [
-            float(c["radius"]) for c in channels if c["layer"] == row["module"] and c["radius"]
-        ]
-        assert row["radius, median"] == pytest.approx(np.median(radii))
-    pictures = {path.name for path in folder.glob("*.png")}
-    assert len([name for name in pictures if name.startswith("atlas-")]) == len(content["layers"])
-    for name in pictures:
-        assert (folder / name).with_suffix(".svg").stat().st_size > 500
-    page = (folder / "kernels.html").read_text()
-    assert page.count("<img ") == 2 * total and not re.search(r'(?:src|href)="(?!data:|#)', page)
-
-
-def test_a_network_of_learned_kernels_is_fitted(
-    tmp_path: Path, make_weights: Callable[..., Path]
-) -> None:
-    options = {"depths": (1, 1, 1, 1), "dims": (8, 8, 16, 16)}
-    path = make_weights(model="convnextv2_atto", options=options)
-    assert analyze(str(path), out=tmp_path / "out") == 0
-    (folder,) = (tmp_path / "out" / "analysis" / "kernels").iterdir()
-    content, channels = read(folder)
-    rows = content["tables"]["explained"]
-    together, chance = rows[0], rows[-1]
-    known = [float(channel["explained"]) for channel in channels]
-    assert together["median"] == pytest.approx(np.median(known))
-    assert together["single, median"] < together["median"]
-    assert chance["when"] == "random"  # which initial weights are
-    assert together["median"] == pytest.approx(chance["median"], abs=0.05)
-    assert (folder / "fits.png").is_file() and "random 7x7" in (folder / "explained.md").read_text()
-
-
-@pytest.mark.parametrize(
-    ("model", "before", "told"),
-    [
-        ("resnet18", None, "no layer is a depthwise convolution"),
-        ("dognext_test", "convnextv2_atto", "has not the layers of"),
-    ],
-)
-def test_wrong_requests_end_in_one_line(
-    model: str, before: str | None, told: str, tmp_path: Path,
-    make_weights: Callable[..., Path], capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
-    words = [str(make_weights(model=model))]
-    if before:
-        words += ["--before", str(make_weights("b", model=before))]
-    assert analyze(*words, out=tmp_path / "out") == 2
-    error = capsys.readouterr().err
-    assert told in error and error.count("\n") == 1
-    assert not (tmp_path / "out").exists()
-
-
-def test_no_model_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert analyze(out=tmp_path) == 2
-    assert "which model?" in capsys.readouterr().err
 
 
 def test_a_place_that_cannot_be_written_is_told_first(tmp_path: Path) -> None:
