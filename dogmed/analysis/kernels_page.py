@@ -20,6 +20,7 @@ from dogmed.analysis.kernels_tables import DEFINITIONS, Table, caption
 from dogmed.analysis.output import shown
 from dogmed.analysis.patterns import TITLES
 from dogmed.console import count
+from dogmed.htmlpage import document
 from dogmed.plots import to_svg
 
 
@@ -36,8 +37,6 @@ def page(study: Study, tables: list[Table]) -> str:
     text = template.render(
         study=study,
         record=study.trained.record,
-        css=Markup(files.joinpath("kernels.css").read_text(encoding="utf-8")),
-        inks=[_inks(FILE.patterns), _inks(DARK)],
         tables=tables,
         charts=[
             (chart, Markup(to_svg(chart.draw(PAGE), f"k-{chart.name}", VARIABLES)))
@@ -51,7 +50,9 @@ def page(study: Study, tables: list[Table]) -> str:
         definitions=DEFINITIONS,
         scale_note=SCALE_NOTE,
     )
-    return re.sub(r"\n\s*\n+", "\n", text)
+    style = f"{_inks(FILE.patterns)}\n@media (prefers-color-scheme: dark) {{ {_inks(DARK)} }}\n"
+    style += files.joinpath("kernels.css").read_text(encoding="utf-8")
+    return document(f"Kernels of {study.title}", style, re.sub(r"\n\s*\n+", "\n", text).strip())
 
 
 def _tiles(layer: LayerStudy) -> list[dict[str, Any]]:
@@ -78,9 +79,10 @@ def _tiles(layer: LayerStudy) -> list[dict[str, Any]]:
     ]
 
 
-def _inks(colours: Mapping[str, str]) -> Markup:
+def _inks(colours: Mapping[str, str]) -> str:
     """The stylesheet's variables that ``VARIABLES`` refers to."""
-    return Markup("".join(f"--p-{n.replace('_', '-')}:{c};" for n, c in colours.items()))
+    values = "".join(f"--p-{name.replace('_', '-')}:{colour};" for name, colour in colours.items())
+    return f":root {{ {values} }}"
 
 
 def _picture(kernel: NDArray[np.float64]) -> Markup:

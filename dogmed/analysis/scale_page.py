@@ -8,6 +8,7 @@ from html import escape
 from matplotlib.figure import Figure
 
 from dogmed.analysis.scale_tables import Cell, Table
+from dogmed.htmlpage import document
 from dogmed.plots import to_svg
 
 STYLE = """
@@ -34,10 +35,7 @@ def page(title: str, lead: Sequence[str], tables: Sequence[Table], figure: Figur
             f'<div class="scroll"><table><tr>{head}</tr>\n{rows}</table></div>',
             f'<p class="note">{escape(table.note)}</p>' if table.note else "",
         ]
-    return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
-        f"<style>{STYLE}</style></head><body>\n" + "\n".join(parts) + "\n</body></html>\n"
-    )
+    return document(title, STYLE.strip(), "\n".join(parts), schemes="light")
 
 
 def _cell(text: str) -> str:

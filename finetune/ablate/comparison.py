@@ -14,11 +14,10 @@ from dogmed.finetune.ablate.variants import BASELINE, Thesis, Variant
 from dogmed.finetune.config import FinetuneConfig
 from dogmed.finetune.report.cells import p_value, signed
 from dogmed.finetune.report.reading import Labels, Run, read_runs
+from dogmed.finetune.report.tables import NAMES
 from dogmed.finetune.report.verdicts import METRICS, adjust, verdict
 from dogmed.stats import Difference, Estimate
 from dogmed.stats.compare import IMAGES
-
-NAMES = {"acc": "ACC", "auc": "AUC"}
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,11 @@ from typing import Any
 
 from dogmed.console import count
 from dogmed.csvfile import csv_text
-from dogmed.finetune.ablate.comparison import NAMES, Row, Study
+from dogmed.finetune.ablate.comparison import Row, Study
 from dogmed.finetune.ablate.picture import draw
 from dogmed.finetune.ablate.variants import BASELINE
 from dogmed.finetune.report.cells import between, interval, mean_sd, p_value, points
+from dogmed.finetune.report.tables import NAMES
 from dogmed.finetune.report.verdicts import METRICS
 from dogmed.markdown import markdown_table
 from dogmed.plots import save_figure

@@ -6,8 +6,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from dogmed.finetune.ablate.comparison import NAMES, Study
+from dogmed.finetune.ablate.comparison import Study
 from dogmed.finetune.ablate.variants import BASELINE
+from dogmed.finetune.report.tables import NAMES
 from dogmed.finetune.report.verdicts import METRICS
 
 LOOKS = {"better": ("C2", "^"), "worse": ("C3", "v"), "noise": ("0.35", "o")}

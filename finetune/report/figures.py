@@ -21,6 +21,7 @@ from dogmed.finetune.report.analysis import Analysis
 from dogmed.finetune.report.details import hours, on_gpu
 from dogmed.finetune.report.grouping import Group, Setup, TestSet
 from dogmed.finetune.report.over_tasks import Ranks
+from dogmed.finetune.report.tables import NAMES
 from dogmed.finetune.report.task_tables import field_name
 from dogmed.metrics import Ints
 from dogmed.plots import reliability, risk_coverage, to_svg
@@ -33,7 +34,6 @@ COLOURS = {INK: "var(--ink)", FAINT: "var(--faint)", GRID: "var(--grid)"} | {
 WIDTH, WIDER = 1.6, 1.4  # of a line in points; what is added where the colours begin again
 MARKERS: list[Any] = ["o", "s", "^", "D", "v", "P", "X"]  # then stars, of ever more points
 SIZE = (4.3, 2.75)  # inches: a phone's width, so that its text can be read there
-NAMES = {"acc": "ACC", "auc": "AUC"}
 
 
 @dataclass(frozen=True)

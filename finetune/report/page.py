@@ -15,6 +15,7 @@ from dogmed.finetune.report.assembly import Report
 from dogmed.finetune.report.cells import MARKS, Cell, Table
 from dogmed.finetune.report.grouping import TestSet, setups
 from dogmed.finetune.report.verdicts import WORDS
+from dogmed.htmlpage import document
 
 FOREST = (150, 18)  # of a line of the forest, CSS pixels
 
@@ -44,7 +45,6 @@ def page(report: Report) -> str:
     ]
     text = template.render(
         report=report,
-        css=Markup(files.joinpath("page.css").read_text(encoding="utf-8")),
         rooms=[_room(report, one, style, f"set{number}") for number, one in enumerate(report.sets)],
         ranks=[
             picture
@@ -54,7 +54,8 @@ def page(report: Report) -> str:
         cost=cost,
         keys=style.keys(style.setups),
     )
-    return re.sub(r"\n\s*\n+", "\n", text)
+    css = files.joinpath("page.css").read_text(encoding="utf-8")
+    return document("dogmed report", css, re.sub(r"\n\s*\n+", "\n", text).strip())
 
 
 def _room(report: Report, where: TestSet, style: figures.Style, name: str) -> Room:
