@@ -97,7 +97,8 @@ def test_what_a_run_began_with_is_found_and_checked(
     named = find_origin(trained, str(start), None)
     assert named.model is not None
     start.unlink()
-    assert find_origin(trained, None, None).note.endswith("name it with --before")
+    note = find_origin(trained, None, None).note
+    assert f"there is no {start} or " in note and note.endswith("name it with --before")
 
 
 def test_without_a_seed_nothing_is_drawn(make_weights: Callable[..., Path]) -> None:

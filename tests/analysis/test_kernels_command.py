@@ -99,6 +99,8 @@ def test_the_command_writes_tables_that_add_up(written: tuple[Path, str]) -> Non
     for name in pictures:
         assert (folder / name).with_suffix(".svg").stat().st_size > 500
     page = (folder / "kernels.html").read_text()
+    assert re.search("<title>Kernels of dognext_test .*, SYNTHETIC data</title>", page)
+    assert re.match("# .*: dognext_test .*, SYNTHETIC data\n", (folder / "layers.md").read_text())
     assert page.count("<img ") == 2 * total and not re.search(r'(?:src|href)="(?!data:|#)', page)
 
 
