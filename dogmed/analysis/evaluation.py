@@ -20,7 +20,7 @@ from torch import nn
 from dogmed import stats
 from dogmed.analysis.images import Fit, Images
 from dogmed.checkpoint import atomic_path
-from dogmed.console import Console, Stopper, duration
+from dogmed.console import Console, Stopper, count, duration
 from dogmed.errors import ConfigError, Interrupted
 from dogmed.models.trained import Trained
 from dogmed.objective import Objective
@@ -79,7 +79,7 @@ def stoppable(console: Console, points: Points) -> Iterator[None]:
             yield
     except Interrupted as stop:
         raise Interrupted(
-            f"stopped with {points.done} of {points.total} points; the same command continues",
+            f"stopped with {points.done} of {count(points.total or 0, 'point')}; the same command continues",
             stop.exit_code - 128,
         ) from None
 

@@ -19,6 +19,7 @@ from dogmed.analysis.subject import (
     open_evaluations,
     open_models,
     read_whole_numbers,
+    refuse_no_model,
     refuse_unusable,
     request_name,
 )
@@ -56,6 +57,7 @@ def command(**options: Any) -> None:
     resolutions = read_whole_numbers("--resolutions", config.resolutions, 1, LARGEST_SIDE)
     config = dataclasses.replace(config, strides=strides, resolutions=resolutions)
     budget = None if config.budget is None else read_budget(config.budget)
+    refuse_no_model(config.models)
 
     from dogmed.analysis import flops_report
     from dogmed.analysis.evaluation import Points, stoppable

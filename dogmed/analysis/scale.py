@@ -20,6 +20,7 @@ from dogmed.analysis.subject import (
     open_evaluations,
     open_models,
     read_whole_numbers,
+    refuse_no_model,
     refuse_unusable,
     request_name,
     split_listed,
@@ -75,13 +76,15 @@ class Protocol:
 
 def command(**options: Any) -> None:
     """Score the models, write tables and pictures, and print what they say."""
+    config = ScaleConfig(**options)
+    protocol = read_protocol(config)
+    refuse_no_model(config.models)
+
     from dogmed.analysis import scale_report
     from dogmed.analysis.evaluation import Points, stoppable
     from dogmed.analysis.scale_points import measure, splits_of
     from dogmed.console import Console, count
 
-    config = ScaleConfig(**options)
-    protocol = read_protocol(config)
     config = dataclasses.replace(
         config,
         resolutions=protocol.resolutions,

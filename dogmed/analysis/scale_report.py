@@ -178,9 +178,8 @@ def _lead(found: Found) -> list[str]:
     """What must be known to read the tables, a line each."""
     first = found.subjects[0]
     lines = [
-        f"{len(first.images.labels(first.report_split)):,} images of {first.report_split}; trained at "
-        + ", ".join(f"{s.images.size} px ({s.title})" for s in found.subjects)
-        + "."
+        f"{console.count(len(first.images.labels(first.report_split)), 'image')} of {first.report_split}; "
+        "trained at " + ", ".join(f"{s.images.size} px ({s.title})" for s in found.subjects) + "."
     ]
     if first.choice_split is None and any(len(s.kernels) > 1 for s in found.subjects):
         lines.append(

@@ -68,6 +68,15 @@ class SubjectConfig(ModelsConfig):
     needs."""
 
 
+def refuse_no_model(names: Sequence[str]) -> None:
+    """Raise ConfigError if no model is named; PyTorch is not loaded to find that out."""
+    if not names:
+        raise ConfigError(
+            "which model? for example: the folder of a finished run, a .safetensors file, or a name "
+            "that dogmed weights list shows"
+        )
+
+
 def open_models(
     names: Sequence[str], weights_dir: Path | None, tell: Callable[[str], object] = print
 ) -> list[Trained]:
@@ -77,13 +86,9 @@ def open_models(
         ConfigError: none is named.
         WeightsError: one is not there or cannot be used.
     """
+    refuse_no_model(names)
     from dogmed.models.trained import open_trained
 
-    if not names:
-        raise ConfigError(
-            "which model? for example: the folder of a finished run, a .safetensors file, or a name "
-            "that dogmed weights list shows"
-        )
     opened: dict[tuple[str, str], tuple[str, Trained]] = {}
     for name in names:
         trained = open_trained(name, weights_dir)

@@ -40,10 +40,11 @@ def test_analyses_are_runs_of_mlflow_with_their_files(
     assert "stride-kernel/stride8-kernel15-28px/test_auc" in of_flops.data.metrics
 
 
-def test_help_loads_no_pytorch() -> None:
+def test_help_and_a_missing_model_load_no_pytorch() -> None:
     code = (
         "import sys; from dogmed import cli\n"
         "for what in ('scale', 'flops'):\n"
+        "  assert cli.main(['analyze', what]) == 2\n"
         "  try: cli.main(['analyze', what, '--help'])\n"
         "  except SystemExit: pass\n"
         "sys.exit('torch' in sys.modules or 'matplotlib' in sys.modules)"
