@@ -15,13 +15,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dogmed import stats
 from dogmed.analysis.images import Fit, Images
 from dogmed.checkpoint import atomic_path
 from dogmed.console import Console, Stopper, count, duration
 from dogmed.errors import ConfigError, Interrupted
+from dogmed.models.gaussderresnet import GaussDerResNet
 from dogmed.models.trained import Trained
 from dogmed.objective import Objective
 from dogmed.stats.bootstrap import replicates_of
@@ -84,6 +85,15 @@ def stoppable(console: Console, points: Points) -> Iterator[None]:
         ) from None
 
 
+class Predicted(NamedTuple):
+    """What a model makes of a split."""
+
+    probabilities: np.ndarray
+    """(N, classes) float32."""
+    channels: np.ndarray | None
+    """Of a network of several scale channels the one that gives the highest score: (N,) int64."""
+
+
 class Evaluation:
     """One model on one set of images.
 
@@ -118,7 +128,7 @@ class Evaluation:
         self.resamples = resamples
         self.points = points if isinstance(points, Points) else Points(points)
 
-    def probabilities(
+    def predicted(
         self,
         split: str,
         *,
@@ -126,8 +136,8 @@ class Evaluation:
         fit: Fit = "resize",
         change: contextlib.AbstractContextManager[Any] | None = None,
         changed: str = "",
-    ) -> np.ndarray:
-        """Classify a split, or read what was kept of an earlier time: (N, classes) float32.
+    ) -> Predicted:
+        """Classify a split, or read what was kept of an earlier time.
 
         Args:
             split: of the images.
@@ -151,12 +161,17 @@ class Evaluation:
         with change or contextlib.nullcontext():
             found = self._predict(split, side, fit)
         path.parent.mkdir(parents=True, exist_ok=True)
+        kept = {name: array for name, array in found._asdict().items() if array is not None}
         with atomic_path(path) as temporary, temporary.open("wb") as file:
-            np.savez(file, probabilities=found, made_of=np.array(made_of))
+            np.savez(file, made_of=np.array(made_of), **kept)
         seconds = time.monotonic() - began
         self.points.did(self.cost(split, side, fit), seconds)
         self._tell(key, seconds)
         return found
+
+    def probabilities(self, split: str, **point: Any) -> np.ndarray:
+        """The probabilities of ``predicted``: (N, classes) float32."""
+        return self.predicted(split, **point).probabilities
 
     def cost(self, split: str, side: int, fit: Fit = "resize") -> float:
         """What a point costs beside others of this model: the pixels that the network sees."""
@@ -201,22 +216,23 @@ class Evaluation:
         return self.images.kind == "multi-class" and len(self.images.classes) > MANY_CLASSES
 
     @torch.inference_mode()
-    def _predict(self, split: str, side: int, fit: Fit) -> np.ndarray:
-        parts = []
+    def _predict(self, split: str, side: int, fit: Fit) -> Predicted:
+        parts, channels = [], []
         batches = self.images.batches(
             split, side=side, fit=fit, batch_size=self.batch_size, device=self.device
         )
         with contextlib.closing(batches):  # type: ignore[type-var]
             for batch in batches:
                 try:
-                    logits = self.model(batch)
+                    logits, channel = classified(self.model, batch)
                 except torch.OutOfMemoryError as error:
                     raise ConfigError(
                         f"--batch-size {self.batch_size}: too many images of {side} px at once for "
                         "the device's memory; give fewer"
                     ) from error
                 parts.append(self.objective.probabilities(logits).cpu().numpy())
-        return np.concatenate(parts)
+                channels += [] if channel is None else [channel.cpu().numpy()]
+        return Predicted(np.concatenate(parts), np.concatenate(channels) if channels else None)
 
     def _made_of(self, split: str) -> str:
         """What the probabilities depend on besides the key."""
@@ -234,6 +250,15 @@ class Evaluation:
         left = self.points.left
         more = "" if left is None else f"   left about {duration(left)}"
         self.console.line(f"{count:>10}  {self.trained.title}  {key}  {duration(seconds)}{more}")
+
+
+def classified(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Return the logits, (B, C), and of a GaussDerResNet of several scale channels the deciding one, (B,)."""
+    if not isinstance(model, GaussDerResNet) or len(model.channel_scales) < 2:
+        return model(images), None
+    features = model.forward_features(images)
+    scores = model.forward_channels(features).amax(2)  # (S, B), of each channel's best class
+    return model.forward_head(features), scores.argmax(0)
 
 
 def total_stride(model: nn.Module) -> int:
@@ -289,14 +314,15 @@ _DAMAGED = (
 )  # fmt: skip
 
 
-def _read(path: Path, made_of: str, count: int) -> np.ndarray | None:
-    """Kept probabilities; None if there are none, or not these, or the file is damaged."""
+def _read(path: Path, made_of: str, count: int) -> Predicted | None:
+    """Kept predictions; None if there are none, or not these, or the file is damaged."""
     if not path.is_file():
         return None
     try:
         with np.load(path, allow_pickle=False) as kept:
             found, of = kept["probabilities"], str(kept["made_of"])
+            channels = kept.get("channels")
     except _DAMAGED:
         return None
     sound = found.dtype == np.float32 and found.ndim == 2 and np.isfinite(found).all()
-    return found if of == made_of and sound and len(found) == count else None
+    return Predicted(found, channels) if of == made_of and sound and len(found) == count else None

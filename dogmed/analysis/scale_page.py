@@ -23,10 +23,12 @@ p.note { color: #68717a; max-width: 60rem; }
 """
 
 
-def page(title: str, lead: Sequence[str], tables: Sequence[Table], figure: Figure) -> str:
-    """Write the page: what must be known, the picture, the tables."""
+def page(
+    title: str, lead: Sequence[str], tables: Sequence[Table], figures: Sequence[Figure]
+) -> str:
+    """Write the page: what must be known, the pictures, the tables."""
     parts = [f"<h1>{escape(title)}</h1>", *(f"<p>{escape(line)}</p>" for line in lead)]
-    parts.append(to_svg(figure, "scale", {}))
+    parts += [to_svg(figure, f"scale{k}", {}) for k, figure in enumerate(figures)]
     for table in tables:
         head = "".join(f"<th>{escape(name.strip('*'))}</th>" for name in table.head)
         rows = "\n".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in table.rows)

@@ -119,6 +119,8 @@ class Measured:
     point: Point
     scores: dict[str, Score]
     resampled: stats.Resampled
+    channels: np.ndarray | None = None
+    """Of a network of several scale channels the one that decides each image: (N,)."""
 
     @property
     def own(self) -> bool:
@@ -185,7 +187,7 @@ def measure(subject: Subject, point: Point) -> Measured:
     """
     evaluation = subject.evaluation
     own = point.kernel == subject.own
-    probabilities = evaluation.probabilities(
+    probabilities, channels = evaluation.predicted(
         point.split,
         side=point.side,
         fit="resize" if point.side == subject.images.size else point.fit,
@@ -194,7 +196,7 @@ def measure(subject: Subject, point: Point) -> Measured:
     )
     resampled = evaluation.resampled(point.split, probabilities)
     scores = evaluation.scores(point.split, probabilities, resampled)
-    return Measured(subject, point, scores, resampled)
+    return Measured(subject, point, scores, resampled, channels)
 
 
 def changes(measured: Iterable[Measured]) -> list[Change]:

@@ -18,6 +18,13 @@ from dogmed.analysis.output import (
     write_json,
 )
 from dogmed.analysis.scale import Protocol, ScaleConfig
+from dogmed.analysis.scale_channels import (
+    Selection,
+    selection_figure,
+    selection_table,
+    selections,
+)
+from dogmed.analysis.scale_channels import content as channels_content
 from dogmed.analysis.scale_curves import Curve, curves
 from dogmed.analysis.scale_page import page
 from dogmed.analysis.scale_pictures import figure_of
@@ -66,6 +73,8 @@ DEFINITIONS = {
     "too few resamples where none could be less",
     "chosen_on_val": "the kernel size with the highest such score on val at that side; equal ones: nearest to own",
     "flattery": "score on test of the kernel size that is best there, minus that of the one chosen on val",
+    "channels": "share of the images whose highest score, over classes and scale channels, is that of the "
+    "channel; sigma of its first layer, in pixels",
     "worst / at 1": "score at the factor where it is lowest over that at factor 1; interval of that factor's",
 }
 
@@ -82,6 +91,7 @@ class Found:
     changes: list[Change]
     choices: list[Choice]
     curves: list[Curve]
+    selections: list[Selection]
 
     @property
     def many(self) -> bool:
@@ -115,7 +125,11 @@ def write(
     write_atomic(folder / f"{name}.md", markdown(title, [*lead, _machine(facts)], tables))
     figure = figure_of(found, title)
     pictures = save_figure(figure, folder / name)
-    write_atomic(folder / f"{name}.html", page(title, [*lead, _machine(facts)], tables, figure))
+    figures = [figure]
+    if found.selections:
+        figures.append(selection_figure(found.selections, title))
+        pictures += save_figure(figures[1], folder / f"{name}-channels")
+    write_atomic(folder / f"{name}.html", page(title, [*lead, _machine(facts)], tables, figures))
     output.line(f"\n{title}")
     for table in tables:
         if table.printed:
@@ -142,7 +156,8 @@ def conclude(protocol: Protocol, subjects: list[Subject], measured: list[Measure
     drawn = []
     if protocol.factors:
         drawn = [c for metric in metrics_of(told) for c in curves(subjects, told, chosen, metric)]
-    return Found(protocol, subjects, measured, told, changes(told), chosen, drawn)
+    seen = selections(subjects, told) if protocol.factors else []
+    return Found(protocol, subjects, measured, told, changes(told), chosen, drawn, seen)
 
 
 def tables_of(found: Found) -> list[Table]:
@@ -166,7 +181,7 @@ def tables_of(found: Found) -> list[Table]:
             drawn = [c for c in found.curves if c.metric == metric]
             if drawn:
                 tables.append(summary_table(f"{name}, {fit}: over all factors", drawn))
-    return tables
+    return tables + [selection_table(selection) for selection in found.selections]
 
 
 def _title(found: Found) -> str:
@@ -230,6 +245,7 @@ def _content(found: Found, options: dict[str, Any], facts: dict[str, Any]) -> di
             for c in found.choices
         ],
         "curves": [_curve(c, found.curves) for c in found.curves],
+        "channels": channels_content(found.selections),
         "thesis": {
             "data": "ImageNet-1K, trained at 224 px, accuracy@1 in percent as printed",
             "factors": thesis_places(),
