@@ -155,7 +155,9 @@ def test_the_continuation_ratio_head_runs(run_tiny: RunTiny, tmp_path: Path) -> 
     np.testing.assert_allclose(probabilities.sum(1), 1, atol=1e-6)
 
 
-@pytest.mark.parametrize("model", ["convnextv2_atto", "resnet18", "mobilenetv3_small_050"])
+@pytest.mark.parametrize(
+    "model", ["convnextv2_atto", "resnet18", "mobilenetv3_small_050", "gaussderresnet_test"]
+)
 def test_other_backbones_train(run_tiny: RunTiny, model: str) -> None:
     result = run_tiny(model=model, epochs=1, train_fraction=0.1, batch_size=26, size=32)
     assert result["model"] == model
