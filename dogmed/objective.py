@@ -75,7 +75,7 @@ class Objective:
         return self.num_classes - (self.ordinal == "continuation-ratio")
 
     def loss(self, logits: Tensor, labels: Tensor, *, reduction: str = "mean") -> Tensor:
-        """Measure how far the outputs are from the labels, in float32 whatever the logits' dtype.
+        """Measure how far the outputs are from the labels, in float32, or float64 where the logits are.
 
         Args:
             logits: (B, num_outputs).
@@ -83,10 +83,10 @@ class Objective:
             reduction: ``"mean"``, or ``"none"`` for one loss a sample, (B,). A multi-label loss is
                 the mean over samples and labels alike, as in ``BCEWithLogitsLoss``.
         """
-        logits = logits.float()
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         if self.kind == "multi-label":
             smoothing = self.label_smoothing
-            targets = labels.float() * (1 - smoothing) + smoothing / 2
+            targets = labels.to(logits.dtype) * (1 - smoothing) + smoothing / 2
             losses = F.binary_cross_entropy_with_logits(logits, targets, reduction="none").mean(1)
             return losses.mean() if reduction == "mean" else losses
         return F.cross_entropy(

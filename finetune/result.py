@@ -2,32 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch import nn
 
+from dogmed import calibration, metrics, stats
 from dogmed import config as configuration
-from dogmed import metrics, stats
 from dogmed.console import duration
-from dogmed.data.loader import Batches
+from dogmed.data.pixels import ranges
 from dogmed.data.store import Prepared
 from dogmed.distributed import World
 from dogmed.finetune.build import Network
 from dogmed.finetune.config import FinetuneConfig
 from dogmed.finetune.folder import FinetuneFolder
-from dogmed.finetune.loop import Loop
+from dogmed.finetune.loop import Loop, Prediction
 from dogmed.metrics import write_predictions
-from dogmed.models.weights import DataRecord, read_weights
+from dogmed.models.weights import DataRecord, read_weights, save_weights
+from dogmed.objective import Objective
 from dogmed.options import settled
 
 __all__ = [
+    "calibrate",
+    "complete_best",
     "data_record",
     "draw",
     "epoch_line",
     "load_best",
-    "score_split",
+    "score",
     "summary",
     "training_record",
     "trivial_accuracy",
@@ -35,9 +40,8 @@ __all__ = [
 ]
 
 
-def score_split(loop: Loop, batches: Batches, resamples: int) -> tuple[dict[str, Any], Any, Any]:
-    """Score the model as it stands on one split: metrics, labels (N, L), probabilities (N, C)."""
-    prediction = loop.predict(batches)
+def score(loop: Loop, prediction: Prediction, resamples: int) -> tuple[dict[str, Any], Any, Any]:
+    """Score what the model gave for one split: metrics, labels (N, L), probabilities (N, C)."""
     labels, probabilities = loop.probabilities_of(prediction)
     kind = loop.objective.kind
     scores = {"n": len(labels), "loss": loop.loss_of(prediction)}
@@ -47,6 +51,17 @@ def score_split(loop: Loop, batches: Batches, resamples: int) -> tuple[dict[str,
         scores["intervals_95"] = {name: list(interval) for name, interval in intervals.items()}
         scores["resamples"] = resamples  # behind them
     return scores, labels, probabilities
+
+
+def calibrate(objective: Objective, predictions: Mapping[str, Prediction]) -> dict[str, Any]:
+    """Fit a temperature on val, and say what it does for every split."""
+    val = predictions["val"]
+    temperature = calibration.fit_temperature(objective, val.logits, val.labels)
+    told = {
+        split: calibration.describe(objective, found.logits, found.labels, temperature)
+        for split, found in predictions.items()
+    }
+    return {"temperature": temperature, **told}
 
 
 def trivial_accuracy(kind: str, train_labels: Any, labels: Any) -> float:
@@ -71,7 +86,22 @@ def data_record(prepared: Prepared, network: Network) -> DataRecord:
         source=prepared.source,
         kind=task.kind,
         classes=task.classes,
+        channels=task.channels,
+        sides=_sides(prepared),
     )
+
+
+def _sides(prepared: Prepared) -> tuple[int, int]:
+    sizes = prepared.manifest["source_sizes"]  # (height, width) each
+    return min(sizes["smallest"]), max(sizes["largest"])
+
+
+def complete_best(path: Path, temperature: float, prepared: Prepared) -> None:
+    """Write into the record of the best weights what is known after training only."""
+    state, record, _ = read_weights(path)
+    assert record is not None, path
+    data = replace(record.data, pixels=ranges(prepared.images("train")))
+    save_weights(path, state, replace(record, temperature=temperature, data=data))
 
 
 def training_record(config: FinetuneConfig) -> dict[str, Any]:

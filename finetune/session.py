@@ -275,9 +275,13 @@ class Session:
         progress, resamples = loop.progress, config.eval.resamples
         scored = [split for split in self.batches if split != "train"]
         self.console.line(f"scoring {' and '.join(scored)}, best epoch {progress.best_epoch}")
-        last = {s: result.score_split(loop, self.batches[s], resamples)[0] for s in scored}
+        last = {s: result.score(loop, loop.predict(self.batches[s]), resamples)[0] for s in scored}
         result.load_best(self.model, folder.best, self.world)
-        best = {s: result.score_split(loop, self.batches[s], resamples) for s in scored}
+        predictions = {s: loop.predict(self.batches[s]) for s in scored}
+        best = {s: result.score(loop, predictions[s], resamples) for s in scored}
+        calibrated = result.calibrate(self.objective, predictions)
+        if self.world.is_main:
+            result.complete_best(folder.best, calibrated["temperature"], self.prepared)
         rows = progress.rows
         seconds = sum(row["epoch_seconds"] for row in rows)
         pace = len(rows) / sum(1 / max(row["images_per_second"], 0.1) for row in rows)
@@ -305,6 +309,7 @@ class Session:
             "selected_on": f"val_{config.eval.select}",
             **{split: scores for split, (scores, _, _) in best.items()},
             "last_epoch": last,
+            "calibration": calibrated,
             "seconds": round(seconds, 3),
             "images_per_second": round(pace, 1),
             "peak_memory": peak_memory(self.world.device),

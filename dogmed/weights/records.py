@@ -53,6 +53,12 @@ class DataRecord:
     """Share of a resized image's side that the centre crop keeps at evaluation."""
     trained_size: int | None = None
     """Side in pixels at training, where ``size`` was chosen later, to spend less on an image."""
+    channels: int | None = None
+    """1 if the images were grey, 3 if they had colours."""
+    sides: tuple[int, int] | None = None
+    """Shortest and longest side in pixels of any image before resizing."""
+    pixels: dict[str, tuple[float, float]] = field(default_factory=dict)
+    """Lowest and highest brightness, contrast and colour of an image (``dogmed.data.pixels``)."""
 
 
 @dataclass(frozen=True)
