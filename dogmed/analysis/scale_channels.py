@@ -90,6 +90,8 @@ def selection_figure(found: Sequence[Selection], title: str) -> Figure:
     grid = figure.subplots(1, len(found), squeeze=False)[0]
     for ax, selection in zip(grid, found, strict=True):
         _panel(ax, selection)
+    handles, names = grid[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=2, frameon=False, fontsize=7)
     figure.suptitle(title, fontsize=9)
     return figure
 
@@ -116,11 +118,10 @@ def _panel(ax: Axes, found: Selection) -> None:
     ax.set_xlim(-0.5, len(found.factors) - 0.5)
     ax.set_ylim(-0.5, len(found.sigmas) - 0.5)
     ax.set_xticks(places, [f"×{factor:.3g}" for factor in found.factors], fontsize=7)
-    ax.set_yticks(range(len(found.sigmas)), [f"{sigma:.2f}" for sigma in found.sigmas], fontsize=7)
+    ax.set_yticks(range(len(found.sigmas)), [f"{sigma:.3g}" for sigma in found.sigmas], fontsize=7)
     ax.set_xlabel("side of the image / side at training", fontsize=8)
     ax.set_ylabel("σ of the deciding channel, px", fontsize=8)
     ax.set_title(found.subject.title, fontsize=8)
-    ax.legend(frameon=False, fontsize=7, loc="upper left")
     bar = ax.figure.colorbar(shown, ax=ax, fraction=0.05, pad=0.02)
     bar.set_label("share of the images", fontsize=7)
     bar.ax.tick_params(labelsize=7)
