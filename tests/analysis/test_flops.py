@@ -112,35 +112,6 @@ def test_generated_images_are_named_wherever_a_score_is_seen(done: Done) -> None
         assert "breastmnist, SYNTHETIC data" in text
 
 
-def test_another_request_stands_beside_the_first_and_shares_what_is_kept(
-    done: Done, analyze: Callable[..., int]
-) -> None:
-    kept = {path: path.stat().st_mtime_ns for path in done.out.rglob("*.npz")}
-    table = (done.folder / "flops.csv").read_bytes()
-    assert analyze("flops", done.out, done.weights, "--strides", 8, "--resolutions", 20) == 0
-    assert {path: path.stat().st_mtime_ns for path in done.out.rglob("*.npz")} == kept
-    assert (done.folder / "flops.csv").read_bytes() == table
-    folders = [path.parent for path in done.out.rglob("flops.json")]
-    assert {folder.name for folder in folders} == {
-        "strides_6_8-resolutions_20-latency_2-resamples_40",
-        "strides_8-resolutions_20-resamples_40",
-    }
-    assert len({folder.parent for folder in folders}) == 1
-
-
-def test_a_network_without_dogconv_has_its_resolution(
-    flops: Callable[..., int],
-    make_weights: Callable[..., Path],
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    assert flops(make_weights(model="test_resnet"), "--resolutions", 20) == 0
-    (path,) = (tmp_path / "out").rglob("flops.json")
-    (model,) = json.loads(path.read_text())["models"]
-    assert [p["way"] for p in model["configurations"]] == ["full", "resolution"]
-    assert "stride+kernel" not in capsys.readouterr().out
-
-
 def test_on_imagenets_val_choices_are_told_on_val(
     flops: Callable[..., int],
     imagenet: tuple[Path, Path],
@@ -168,6 +139,7 @@ def test_on_imagenets_val_choices_are_told_on_val(
         ("dognext_test", ["--strides", "40"], "--strides 40: images of dognext_test breastmnist"),
         ("dognext_test", ["--strides", "0"], "--strides: expected whole numbers from 1 to 256"),
         ("dognext_test", ["--resolutions", "3"], "--resolutions 3: the first stride of"),
+        ("dognext_test", ["--strides", "4", "--resolutions", "20", "--budget", "1K"], "stride 4, kernel 7, 20 px); give"),
         ("test_resnet", ["--strides", "8"], "has no DoGConv, whose stride could be another"),
         ("test_convnext", [], "dogmed: test_convnext breastmnist (scratch, seed 0) cannot take images of 28"),
         ("dognext_test", ["--task", "pathmnist"], "pathmnist"),

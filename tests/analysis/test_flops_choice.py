@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import shlex
@@ -16,10 +17,14 @@ import torch
 import torch.nn.functional as F
 
 from dogmed import config, metrics
-from dogmed.analysis.flops import macs_name, read_budget
-from dogmed.analysis.flops_choice import finetune_command, macs_text
+from dogmed.analysis.evaluation import Points
+from dogmed.analysis.flops import FlopsConfig, _subjects, macs_name, read_budget, request_of
+from dogmed.analysis.flops_choice import check_budget, finetune_command, macs_text
+from dogmed.analysis.flops_points import Subject, measure
+from dogmed.analysis.flops_report import _point_content
 from dogmed.analysis.flops_ways import Configuration, strided_layer
 from dogmed.analysis.subject import SubjectConfig
+from dogmed.console import Console
 from dogmed.data import Prepared
 from dogmed.errors import ConfigError
 from dogmed.finetune.build import build_network
@@ -79,6 +84,12 @@ def test_a_budget_is_read() -> None:
     assert [macs_text(n) for n in (272_900_000, 93_100)] == ["272.9 MMAC", "0.0931 MMAC"]
 
 
+def test_a_request_has_a_name() -> None:
+    asked = dataclasses.replace(config.build(FlopsConfig, {"latency": 2}), strides=(6, 8))
+    assert request_of(config.build(FlopsConfig, {}), None) == ""
+    assert request_of(asked, 3 * 10**8) == ("strides_6_8-budget_300M-latency_2")
+
+
 def test_what_a_budget_buys_is_saved_ready_to_use(bought: Bought, prepared: Prepared) -> None:
     (choice,) = bought.found["choices"]
     tried, saved = bought.found["models"][0]["configurations"], bought.saved
@@ -128,34 +139,40 @@ def test_the_printed_command_trains_what_was_chosen(bought: Bought) -> None:
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
+@pytest.fixture
+def settle(cache_dir: Path, tmp_path: Path) -> Callable[..., list[Subject]]:
+    """Settle what is tried with models; nothing is evaluated."""
+
+    def of(*models: Path, strides: tuple[int, ...], resolutions: tuple[int, ...]) -> list[Subject]:
+        asked = {"models": [*map(str, models)], "cache_dir": cache_dir, "out": tmp_path}
+        options = config.build(FlopsConfig, {**asked, "resamples": 40})
+        return _subjects(options, strides, resolutions, Console(False), Points())
+
+    return of
+
+
 def test_both_models_are_there_if_weights_are_analysed_as_they_were_and_as_chosen(
-    bought: Bought, analyze: Callable[..., int], tmp_path: Path
+    bought: Bought, settle: Callable[..., list[Subject]]
 ) -> None:
-    words = ("--strides", 12, "--resolutions", 12)
-    assert analyze("flops", tmp_path, bought.weights, bought.saved, *words) == 0
-    (path,) = tmp_path.rglob("flops.json")
-    first, second = json.loads(path.read_text())["models"]
-    assert first["title"] == "dognext_test breastmnist (scratch, seed 0)"
+    first, second = settle(bought.weights, bought.saved, strides=(12,), resolutions=(12,))
+    assert first.title == "dognext_test breastmnist (scratch, seed 0)"
     mark = "stem_stride 8" if bought.way == "stride" else "16 px"
-    assert second["title"].startswith(f"dognext_test breastmnist (scratch, seed 0, {mark}")
+    assert second.title.startswith(f"dognext_test breastmnist (scratch, seed 0, {mark}")
+    full = _point_content(measure(second, None).full)
     for name in ("macs", "scores", "stride", "kernel_size", "px"):
-        assert second["configurations"][0][name] == bought.found["choices"][0]["chosen"][name]
+        assert full[name] == bought.found["choices"][0]["chosen"][name]
 
 
 def test_the_least_budget_that_is_told_is_enough_and_one_above_all_is_told(
-    flops: Callable[..., int],
-    make_weights: Callable[..., Path],
-    capsys: pytest.CaptureFixture[str],
+    settle: Callable[..., list[Subject]], make_weights: Callable[..., Path]
 ) -> None:
-    path, words = make_weights(), ("--strides", 4, "--resolutions", 20, "--budget")
-    assert flops(path, *words, "1e3") == 2
-    (told,) = re.findall(
-        r"needs (\S+) at least \(stride 4, kernel 7, 20 px\)", capsys.readouterr().err
-    )
-    assert flops(path, *words, told) == 0
-    assert "  saved: " in capsys.readouterr().out
-    assert flops(path, *words, "99T") == 0
-    assert "note: --budget 99T is above all that is tried with" in capsys.readouterr().out
+    subjects = settle(make_weights(), strides=(4,), resolutions=(20,))
+    with pytest.raises(ConfigError, match="--budget 1e3: dognext_test") as caught:
+        check_budget(subjects, 1000, "1e3")
+    told = re.search(r"needs (\S+) at least \(stride 4, kernel 7, 20 px\)", str(caught.value))
+    assert told is not None and check_budget(subjects, read_budget(told[1]), told[1]) == []
+    (note,) = check_budget(subjects, read_budget("99T"), "99T")
+    assert note.startswith("note: --budget 99T is above all that is tried with dognext_test")
 
 
 @pytest.mark.parametrize(

@@ -118,6 +118,7 @@ def test_the_usual_configurations_have_as_many_cells_each_way() -> None:
         assert -(-side // 4) == -(-64 // stride)
     plain = configurations(timm.create_model("test_convnext"), "it", 64, (), ())
     assert [c.side for c in plain] == [64, 51, 43, 37, 32]
+    assert {c.way for c in plain[1:]} == {"resolution"}, "a network without DoGConv has no other"
     assert {c.stride for c in plain} == {None}
     asked = configurations(model, "it", 64, (8, 4), (64, 32))
     assert [c.key for c in asked] == [
@@ -153,7 +154,7 @@ def test_no_image_is_below_the_total_stride(settle: Callable[..., Subject]) -> N
             "--strides 200: it cannot take images of 224 px (its total stride would be 1600 px)",
         ),
         (
-            (),
+            (4,),
             (5,),
             "--resolutions 5: it cannot take images of 5 px (its total stride is 32 px)",
         ),
