@@ -21,6 +21,7 @@ from dogmed.tracking.store import (
     store_errors,
 )
 from dogmed.tracking.view import find_comparison, share_comparison
+from dogmed.tracking.weights import weights_of_run
 
 __all__ = [
     "ENVIRONMENT",
@@ -41,4 +42,5 @@ __all__ = [
     "share_comparison",
     "shown",
     "store_errors",
+    "weights_of_run",
 ]
