@@ -139,7 +139,7 @@ def test_on_imagenets_val_choices_are_told_on_val(
         ("dognext_test", ["--strides", "40"], "--strides 40: images of dognext_test breastmnist"),
         ("dognext_test", ["--strides", "0"], "--strides: expected whole numbers from 1 to 256"),
         ("dognext_test", ["--resolutions", "3"], "--resolutions 3: the first stride of"),
-        ("dognext_test", ["--strides", "4", "--resolutions", "20", "--budget", "1K"], "stride 4, kernel 7, 20 px); give"),
+        ("dognext_test", ["--strides", "4", "--resolutions", "20", "--budget", "1K"], "kernel 7, 20 px); give"),
         ("test_resnet", ["--strides", "8"], "has no DoGConv, whose stride could be another"),
         ("test_convnext", [], "dogmed: test_convnext breastmnist (scratch, seed 0) cannot take images of 28"),
         ("dognext_test", ["--task", "pathmnist"], "pathmnist"),
