@@ -29,6 +29,8 @@ from dogmed.flags import (
 from dogmed.yamlfile import parse_yaml, shown
 
 T = TypeVar("T")
+FLAGS = "flags"
+"""Where values come from that were typed: they are called by their flags."""
 
 
 @dataclass_transform(kw_only_default=True, frozen_default=True)
@@ -132,11 +134,11 @@ def build(cls: type[T], values: Mapping[str, Any], *, where: str = "config") -> 
         checked = _adapter(cast(Any, cls)).validate_python(_settle_booleans(cls, values, where))
     except pydantic.ValidationError as error:
         problems = [
-            f"{'.'.join(str(part) for part in _field_path(cls, d['loc']))}: {d['msg']}"
+            f"{_place(_field_path(cls, d['loc']), where)}: {d['msg']}"
             + ("" if d["type"] == "missing" else f" (got {shown(d['input'])})")
             for d in error.errors()
         ]
-        raise ConfigError(f"{where}: " + "; ".join(problems)) from None
+        raise ConfigError(("" if where == FLAGS else f"{where}: ") + "; ".join(problems)) from None
     return _at_home(checked, where)
 
 
@@ -173,7 +175,7 @@ def parse(
     else:
         default = build(cls, values, where=where)
     parsed = run_tyro(cls, argv, default, prog, summary)
-    return build(cls, dataclasses.asdict(cast(Any, parsed)), where="flags")
+    return build(cls, dataclasses.asdict(cast(Any, parsed)), where=FLAGS)
 
 
 def merge(low: Mapping[str, Any], high: Mapping[str, Any]) -> dict[str, Any]:
@@ -332,6 +334,13 @@ def _field_path(cls: type, location: Sequence[Any]) -> list[Any]:
             path.append(part)
             cls = _groups(cls).get(part, cls) if known else cls
     return path or list(location)
+
+
+def _place(path: Sequence[Any], where: str) -> str:
+    """What a value is called: by its flag, as typed, or by its key in a file."""
+    if where == FLAGS:
+        return _as_flag(".".join(part for part in path if isinstance(part, str)))
+    return ".".join(map(str, path))
 
 
 def _refuse_unknown(cls: type, values: Mapping[str, Any], where: str, prefix: str = "") -> None:

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, get_args
 
 from annotated_types import Ge, Gt, Le, Lt
 
 from dogmed.config import configclass, recipe
 from dogmed.errors import ConfigError
+
+if TYPE_CHECKING:  # PyTorch: not for --help
+    from torch import nn
+
+    from dogmed.models.scaling import BatchScale
 
 Count = Annotated[int, Gt(0), Le(1_000_000)]
 Side = Annotated[int, Gt(0), Le(16_384)]
@@ -140,6 +145,40 @@ def refuse_idle_details(word: ScaleAug, details: Mapping[str, Any]) -> None:
             f"--scale.{idle[0].replace('_', '-')} does nothing while no batch is scaled: give "
             "--scale-aug scale, multi-kernel or hybrid too"
         )
+
+
+def open_scale(
+    model: nn.Module, name: str, size: int, seed: int, word: ScaleAug, details: Mapping[str, Any]
+) -> BatchScale | None:
+    """The random scale of a run's steps, or None where no batch is ever downsampled.
+
+    Args:
+        model: that is to be trained, on any device.
+        name: of the model, for messages.
+        size: side of the whole images, pixels.
+        seed: of the run.
+        word: of ``--scale-aug``.
+        details: by field of ``ScaleConfig``; None is the word's own.
+
+    Raises:
+        ConfigError: a detail is idle or out of range, or the model cannot take it.
+    """
+    from dogmed.models.scaling import ScaleError, build_scale
+
+    refuse_idle_details(word, details)
+    try:
+        return build_scale(model, name, size, seed, scale_options(word, details))
+    except ScaleError as error:
+        raise ConfigError(f"{error}: {_SCALE_FLAGS[error.cause]}") from error
+
+
+_SCALE_FLAGS = {
+    "factors": "give --scale.range so",
+    "layers": "give --scale-aug scale (images alone), or a dognext_* model",
+    "kernel_sizes": "give other --scale.kernel-sizes, or a larger --net.kernel-size",
+    "size": "give a larger --size, or a larger smallest factor of --scale.range",
+}
+"""How the flags mend what a ``ScaleError`` says."""
 
 
 def _plain(value: Any) -> Any:

@@ -21,9 +21,9 @@ from dogmed.finetune.config import FinetuneConfig, data_options
 from dogmed.models import build_model
 from dogmed.models.cost import count_macs
 from dogmed.models.loading import Loaded
-from dogmed.models.scaling import BatchScale, build_scale
+from dogmed.models.scaling import BatchScale
 from dogmed.objective import Objective
-from dogmed.options import net_options, refuse_idle_details, scale_options
+from dogmed.options import net_options, open_scale
 
 
 @dataclass(frozen=True)
@@ -107,9 +107,8 @@ def build_network(
     cfg: Any = model.pretrained_cfg
     seen = loaded.data
     mean, std = (seen.mean, seen.std) if seen else (tuple(cfg["mean"]), tuple(cfg["std"]))
-    refuse_idle_details(config.scale_aug, asdict(config.scale))
-    options = scale_options(config.scale_aug, asdict(config.scale))
-    scale = build_scale(model, config.model, config.size, config.seed, options)
+    details = asdict(config.scale)
+    scale = open_scale(model, config.model, config.size, config.seed, config.scale_aug, details)
     return Network(model, loaded, macs, mean, std, scale)
 
 

@@ -18,11 +18,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from dogmed import optim
 from dogmed.distributed import World
 from dogmed.errors import ConfigError, DataError
-from dogmed.models import build_model, scaling
+from dogmed.models import build_model
 from dogmed.models.compiling import compile_or_fall_back
 from dogmed.models.cost import count_macs
 from dogmed.models.scaling import BatchScale
-from dogmed.options import net_options, refuse_idle_details, scale_options
+from dogmed.options import net_options, open_scale
 from dogmed.pretrain import subset
 from dogmed.pretrain.config import PretrainConfig
 from dogmed.pretrain.images import ImageSet
@@ -109,10 +109,9 @@ def build_network(config: PretrainConfig, num_classes: int) -> Network:
 
 
 def build_scale(config: PretrainConfig, model: nn.Module) -> BatchScale | None:
-    """The scale augmentation, or None where there is none; raises as ``dogmed.models.scaling`` does."""
-    refuse_idle_details(config.scale_aug, asdict(config.scale))
-    options = scale_options(config.scale_aug, asdict(config.scale))
-    return scaling.build_scale(model, config.model, config.size, config.seed, options)
+    """The scale augmentation, or None where there is none; raises as ``open_scale`` does."""
+    details = asdict(config.scale)
+    return open_scale(model, config.model, config.size, config.seed, config.scale_aug, details)
 
 
 def build_batches(

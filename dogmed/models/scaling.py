@@ -14,7 +14,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -24,7 +24,21 @@ from torch import Tensor, nn
 from dogmed.errors import ConfigError
 from dogmed.models.dog import DoGConv2d
 
+Cause = Literal["factors", "layers", "kernel_sizes", "size"]
 _STREAM = 0x5CA1E  # keeps these draws apart from others of the same seed and step
+
+
+class ScaleError(ConfigError):
+    """A scale augmentation that cannot be; the command line adds how its flags mend it.
+
+    Args:
+        cause: what stands in the way.
+        message: says it.
+    """
+
+    def __init__(self, cause: Cause, message: str):
+        super().__init__(message)
+        self.cause = cause
 
 
 @dataclass(frozen=True)
@@ -54,7 +68,7 @@ class BatchScale:
         threshold: between the two kernel sizes.
 
     Raises:
-        ConfigError: the factors are in the wrong order.
+        ScaleError: the factors are in the wrong order.
     """
 
     seed: int
@@ -67,7 +81,9 @@ class BatchScale:
     def __post_init__(self) -> None:
         low, high = self.factors
         if not 0 < low <= high <= 1:
-            raise ConfigError(f"--scale.range {low} {high}: expected 0 < smallest <= largest <= 1")
+            raise ScaleError(
+                "factors", f"factors {low:g} to {high:g}: expected 0 < smallest <= largest <= 1"
+            )
 
     def draw(self, step: int) -> Draw:
         """Say what the batch of a step meets; steps count through all epochs."""
@@ -168,7 +184,7 @@ def build_scale(
         options: as ``dogmed.options.scale_options`` gives them.
 
     Raises:
-        ConfigError: an option is out of range, or the model cannot take it.
+        ScaleError: an option is out of range, or the model cannot take it.
     """
     if options["probability"] == 0:
         return None
@@ -190,20 +206,19 @@ def refuse_unusable(model: nn.Module, name: str, scale: BatchScale, size: int) -
     """Make sure that the model can take the smallest batch, and has kernels to resize if that is asked.
 
     Raises:
-        ConfigError: it cannot, or has none; or a smaller kernel size is even or not smaller.
+        ScaleError: it cannot, or has none; or a smaller kernel size is even or not smaller.
     """
     if scale.resize_kernels:
         layers = [module for module in model.modules() if isinstance(module, DoGConv2d)]
         if not layers:
-            raise ConfigError(
-                f"{name} has no DoGConv, and only their kernels can be resized: give --scale-aug scale "
-                "(images alone), or a dognext_* model"
+            raise ScaleError(
+                "layers", f"{name} has no DoGConv, and only their kernels can be resized"
             )
         largest, (large, small) = usual_kernel_size(model) or 0, scale.kernel_sizes
         if not small <= large <= largest or any(k % 2 == 0 for k in scale.kernel_sizes):
-            raise ConfigError(
-                f"--scale.kernel-sizes {large} {small}: expected odd sizes that fall from "
-                f"--net.kernel-size {largest}"
+            raise ScaleError(
+                "kernel_sizes",
+                f"kernel sizes {large} and {small}: expected odd sizes that fall from {largest}, the model's",
             )
     side = max(1, round(scale.factors[0] * size))
     smallest = scale.kernel_sizes[1] if scale.resize_kernels else None
@@ -215,9 +230,10 @@ def refuse_unusable(model: nn.Module, name: str, scale: BatchScale, size: int) -
             model.eval()(image)
     except (RuntimeError, AssertionError, ValueError) as error:
         reason = str(error).strip().partition("\n")[0]
-        raise ConfigError(
-            f"{name} cannot take {side} px images, to which --scale.range {scale.factors[0]:g} shrinks "
-            f"those of {size} px ({reason}); give a larger --size or a larger smallest factor"
+        raise ScaleError(
+            "size",
+            f"{name} cannot take {side} px images, to which a factor of {scale.factors[0]:g} shrinks those of "
+            f"{size} px ({reason})",
         ) from error
     finally:
         model.train(training)

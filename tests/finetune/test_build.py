@@ -55,7 +55,16 @@ def test_options_of_the_network_reach_it_and_its_record(
         ("test_resnet", {"net__use_grn": False}, r"leave --net.use-grn out"),
         ("dognext_test", {"net__kernel_size": 8}, "kernel_size must be odd"),
         ("test_resnet", {"scale_aug": "hybrid"}, "give --scale-aug scale"),
-        ("dognext_test", {"scale_aug": "scale", "scale__range": [0.9, 0.3]}, "smallest <= largest"),
+        (
+            "dognext_test",
+            {"scale_aug": "scale", "scale__range": [0.9, 0.3]},
+            "largest <= 1: give --scale.range",
+        ),
+        (
+            "dognext_test",
+            {"scale_aug": "hybrid", "scale__kernel_sizes": [9, 5]},
+            "--net.kernel-size",
+        ),
     ],
 )
 def test_options_that_a_model_does_not_have_are_refused_in_one_line(

@@ -150,8 +150,9 @@ def test_two_speeds_share_parameters_and_names() -> None:
 def test_what_a_model_cannot_do_is_refused(name: str, options: dict, size: int, said: str) -> None:
     model = timm.create_model(name)
     scale = make(**options)
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ConfigError, match=said) as caught:
         refuse_unusable(model, name, scale, size)
+    assert "--" not in str(caught.value), "flags are the command line's words"
     assert model.training
     refuse_unusable(model, name, make(range=(0.5, 0.9)), 128)
 
