@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -106,6 +106,9 @@ def build_network(
         ) from error
     cfg: Any = model.pretrained_cfg
     seen = loaded.data
+    if seen and seen.trained_size is not None and seen.size != config.size:
+        note = f"these weights were chosen for {seen.size} px: --size {seen.size}"
+        loaded = replace(loaded, notes=(*loaded.notes, note))
     mean, std = (seen.mean, seen.std) if seen else (tuple(cfg["mean"]), tuple(cfg["std"]))
     details = asdict(config.scale)
     scale = open_scale(model, config.model, config.size, config.seed, config.scale_aug, details)

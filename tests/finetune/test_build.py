@@ -13,6 +13,8 @@ from dogmed.errors import ConfigError, WeightsError
 from dogmed.finetune import build
 from dogmed.finetune.config import FinetuneConfig
 from dogmed.models import DoGConv2d
+from dogmed.models.weights import save_weights
+from dogmed.weights.records import DataRecord, WeightsRecord
 
 MakeConfig = Callable[..., FinetuneConfig]
 
@@ -46,6 +48,22 @@ def test_options_of_the_network_reach_it_and_its_record(
     assert all(has(network.model, layer) for layer in layers)
     assert network.loaded.options == options
     assert build.build_network(make_config(), 2).loaded.options == {}
+
+
+@pytest.mark.parametrize(
+    ("trained_size", "size", "told"), [(64, 32, True), (64, 48, False), (None, 32, False)]
+)
+def test_weights_that_were_chosen_for_another_size_say_so(
+    make_config: MakeConfig, tmp_path: Path, trained_size: int | None, size: int, told: bool
+) -> None:
+    network = timm.create_model("dognext_test", num_classes=2)
+    data = DataRecord(
+        "imagenet", 48, None, None, (0.5,) * 3, (0.5,) * 3, None, trained_size=trained_size
+    )
+    record = WeightsRecord("dognext_test", 2, 1, "tiny64", "scratch", 1, {}, data, None)
+    save_weights(tmp_path / "w.safetensors", network.state_dict(), record)
+    config = make_config(model="dognext_test", init=str(tmp_path / "w.safetensors"), size=size)
+    assert ("chosen for 48 px: --size 48" in str(build.build_network(config, 2).loaded)) is told
 
 
 @pytest.mark.parametrize(
