@@ -75,6 +75,13 @@ COMMANDS = {
         "dogmed.pretrain.pack:PackConfig",
         "dogmed.pretrain.pack:pack",
     ),
+    "predict": Command(
+        "classify images with a trained network, into a CSV file",
+        "dogmed.inference.predict:PredictConfig",
+        "dogmed.inference.predict:command",
+        words="inputs",
+        usage="MODEL INPUT [INPUT ...]",
+    ),
     "analyze scale": Command(
         "score trained models at many resolutions and kernel sizes",
         "dogmed.analysis.scale:ScaleConfig",
@@ -93,6 +100,13 @@ COMMANDS = {
         "draw and count the kernels of trained models, and fit DoG kernels to others",
         "dogmed.analysis.kernels:KernelsConfig",
         "dogmed.analysis.kernels:command",
+        words="models",
+        usage="MODEL [MODEL ...]",
+    ),
+    "stress": Command(
+        "score trained models on corrupted images of the test split",
+        "dogmed.analysis.stress:StressConfig",
+        "dogmed.analysis.stress:command",
         words="models",
         usage="MODEL [MODEL ...]",
     ),
@@ -161,7 +175,7 @@ COMMANDS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code (0 done, 1 failed, 2 wrong input, 128+n signal n)."""
+    """Run one command; returns the exit code: 0 done, 1 failed, 2 wrong input, 3 in part, 128+n signal n."""
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]

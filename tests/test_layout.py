@@ -13,6 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = {"finetune": ROOT / "finetune", "pretrain": ROOT / "pretrain"}
 ANALYSIS = ROOT / "dogmed" / "analysis"
+INFERENCE = ROOT / "dogmed" / "inference"
 
 
 def python_files(folder: Path) -> list[Path]:
@@ -20,7 +21,7 @@ def python_files(folder: Path) -> list[Path]:
 
 
 def core_files() -> list[Path]:
-    linked = {"finetune", "pretrain", "configs", "analysis"}
+    linked = {"finetune", "pretrain", "configs", "analysis", "inference"}
     return [f for f in python_files(ROOT / "dogmed") if f.relative_to(ROOT).parts[1] not in linked]
 
 
@@ -62,10 +63,19 @@ def test_the_analyses_are_imported_by_nobody_and_read_images_as_pretraining_does
         assert used <= readers, f"{file} imports {used - readers}"
 
 
+def test_inference_needs_the_core_alone_and_only_load_needs_it() -> None:
+    for file in python_files(INFERENCE):
+        for room in (*ROOMS, "analysis"):
+            assert not imports_package(file, f"dogmed.{room}"), f"{file} imports {room}"
+    others = [*core_files(), *python_files(ANALYSIS), *python_files(ROOMS["finetune"])]
+    users = {file for file in others if imports_package(file, "dogmed.inference")}
+    assert users == {ROOT / "dogmed" / "__init__.py"}
+
+
 @pytest.mark.parametrize("library", ["mlflow", "optuna", "tyro"])
 def test_a_large_library_is_imported_in_one_room(library: str) -> None:
     """A module that holds all of it, or a folder that is about nothing else."""
-    rooms = [ANALYSIS, *ROOMS.values()]
+    rooms = [ANALYSIS, INFERENCE, *ROOMS.values()]
     files = [*core_files(), *(file for room in rooms for file in python_files(room))]
     users = [file for file in files if imports_package(file, library)]
     shared = {ROOT / "dogmed", *ROOMS.values()}

@@ -123,7 +123,7 @@ class Classifier:
             if on_progress is not None:
                 on_progress(done)
         if not pictures:
-            raise DataError("there is no image to classify")
+            raise DataError("no image could be read" if done else "there is no image to classify")
         return Predictions(
             files=tuple(name for name, _ in pictures),
             probabilities=self.probabilities(torch.cat(logits), raw=raw),

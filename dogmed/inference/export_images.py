@@ -1,0 +1,95 @@
+"""The images on which an export is compared with its original."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from dogmed.data.progress import Quiet
+from dogmed.data.store import plan, prepare
+from dogmed.data.tasks import official_tasks
+from dogmed.errors import DataError, DogmedError
+from dogmed.inference.classifier import Classifier
+
+COUNT = 16
+"""As many are compared as this, or as there are."""
+_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".dcm")
+
+
+class Images(NamedTuple):
+    """Pictures as the network saw them at training, and what they are, for people."""
+
+    pixels: np.ndarray  # (N, S, S, 3) uint8
+    said: str
+
+
+def given_images(classifier: Classifier, paths: Sequence[Path]) -> Images:
+    """Read the first images of files and folders.
+
+    Args:
+        classifier: decides how they are prepared.
+        paths: of images, or of folders that are searched for them.
+
+    Raises:
+        DataError: there is none, or one cannot be read.
+    """
+    files: list[Path] = []
+    for path in paths:
+        inside = sorted(path.rglob("*")) if path.is_dir() else [path]
+        files += [f for f in inside if f == path or f.suffix.lower() in _SUFFIXES]
+    pictures = [p for file in files[:COUNT] for p in classifier.read(file, str(file))][:COUNT]
+    if not pictures:
+        raise DataError(f"--images: there is no image in {', '.join(map(str, paths))}")
+    pixels = np.stack([_rgb(picture.pixels) for picture in pictures])
+    return Images(pixels, f"{len(pixels)} images given with --images")
+
+
+def task_images(classifier: Classifier, data_dir: Path | None, cache_dir: Path | None) -> Images:
+    """Take test images of the task that the network was trained on, else noise; nothing is downloaded.
+
+    Args:
+        classifier: whose task it is.
+        data_dir: with official files.
+        cache_dir: where arrays are prepared; None is the user's.
+
+    Raises:
+        DogmedError: ``data_dir`` is given, and has no such file.
+    """
+    seen, training = classifier.seen, classifier.trained.record.training
+    side = seen.trained_size or seen.size
+    official = seen.name in official_tasks()
+    enlarged = official and seen.source_size is not None and seen.source_size < side
+    request = {
+        "size": side,
+        "data_dir": data_dir if official else None,
+        "cache_dir": cache_dir,
+        "kind": None if official else seen.kind,
+        "upsample_from": seen.source_size if enlarged else None,
+    }
+    if seen.source == "synthetic":
+        return _noise(side, "the task's images were generated")
+    task = seen.name if official else str(training.get("task", seen.name))
+    try:
+        if plan(task, **request).action == "download":
+            return _noise(side, f"{seen.name} is not on this machine, --data-dir names its folder")
+        split = prepare(task, **request, progress=Quiet()).images("test")
+    except DogmedError:
+        if data_dir is not None:
+            raise
+        return _noise(side, f"the images of {seen.name} are not at hand, --images names others")
+    chosen = np.unique(np.linspace(0, len(split) - 1, min(COUNT, len(split))).astype(np.int64))
+    pixels = np.stack([_rgb(split[index]) for index in chosen])
+    return Images(pixels, f"{len(chosen)} of the {len(split)} test images of {seen.name}")
+
+
+def _noise(side: int, why: str) -> Images:
+    pixels = np.random.default_rng(0).integers(0, 256, (COUNT, side, side, 3), dtype=np.uint8)
+    return Images(pixels, f"{COUNT} images of NOISE ({why})")
+
+
+def _rgb(image: np.ndarray) -> np.ndarray:
+    """(S, S), or (S, S, 3), -> (S, S, 3)"""
+    return np.repeat(image[..., None], 3, axis=2) if image.ndim == 2 else image

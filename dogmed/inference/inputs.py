@@ -1,0 +1,84 @@
+"""What the words behind ``dogmed predict MODEL`` stand for: image files, and those at and below folders."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from dogmed.data.folder import SUFFIXES
+from dogmed.errors import DataError
+from dogmed.inference.pictures import is_dicom
+
+IMAGE_SUFFIXES = (*SUFFIXES, ".webp", ".gif", ".dcm", ".dicom")
+_STARTS = (
+    b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"BM", b"GIF8",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Found:
+    """The files that the words name, each once."""
+
+    files: tuple[Path, ...]
+    passed_over: int
+    """Files in folders that are no images, by name and content."""
+
+
+def find_images(given: Sequence[Path]) -> Found:
+    """List image files: those given, and those at and below folders, in the order of names.
+
+    A folder's hidden files are left alone; of the others those are images that are named so or begin so.
+    Links to folders are followed, and each folder is visited once.
+
+    Raises:
+        DataError: something given is not there, or a folder has no image.
+    """
+    files: dict[Path, None] = {}
+    passed_over = 0
+    for path in given:
+        if not path.is_dir():
+            if not (path.exists() or path.is_symlink()):
+                raise DataError(f"there is no file or folder {path}")
+            files[path] = None
+            continue
+        found = {file: _is_image(file) for file in _below(path)}
+        passed_over += sum(not image for image in found.values())
+        if not any(found.values()):
+            raise DataError(f"{path} has no image, at or below it ({', '.join(IMAGE_SUFFIXES)})")
+        files |= dict.fromkeys(file for file, image in found.items() if image)
+    return Found(tuple(files), passed_over)
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    """All files at and below a folder that are not hidden."""
+    visited = set[tuple[int, int]]()
+    for root, names, files in os.walk(folder, followlinks=True, onerror=_refuse):
+        here = Path(root)
+        place = here.stat()
+        if (place.st_dev, place.st_ino) in visited:
+            names.clear()
+            continue
+        visited.add((place.st_dev, place.st_ino))
+        names[:] = sorted(name for name in names if not name.startswith("."))
+        yield from (here / name for name in sorted(files) if not name.startswith("."))
+
+
+def _refuse(error: OSError) -> None:
+    raise DataError(f"{error.filename} cannot be read: {error.strerror}") from error
+
+
+def _is_image(path: Path) -> bool:
+    """Whether a file is named as an image is, or begins as one; one that cannot be read goes by its name."""
+    if path.suffix.lower() in IMAGE_SUFFIXES:
+        return True
+    if not path.is_file():
+        return False
+    try:
+        with path.open("rb") as file:
+            start = file.read(132)
+    except OSError:
+        return False
+    webp = start[:4] == b"RIFF" and start[8:12] == b"WEBP"
+    return start.startswith(_STARTS) or webp or is_dicom(start)

@@ -1,0 +1,111 @@
+"""DICOM files, against what their standard says of the values in them."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dogmed.errors import ConfigError, DataError
+from dogmed.inference.pictures import Picture, read
+
+SIZE = 16
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[..., Path]:
+    pydicom = pytest.importorskip("pydicom", reason="the extra dogmed[dicom] is missing")
+    from pydicom.dataset import FileDataset, FileMetaDataset
+    from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
+
+    def make(values: np.ndarray, **facts: Any) -> Path:
+        meta = FileMetaDataset()
+        meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = (
+            CTImageStorage,
+            generate_uid(),
+        )
+        path = tmp_path / "IM0001"
+        dataset = FileDataset(str(path), {}, file_meta=meta, preamble=bytes(128))
+        dataset.Rows, dataset.Columns = values.shape[-2:]
+        dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, "MONOCHROME2"
+        dataset.BitsAllocated = dataset.BitsStored = 16
+        dataset.HighBit, dataset.PixelRepresentation = 15, int(values.dtype.kind == "i")
+        dataset.PixelData = values.tobytes()
+        for name, value in facts.items():
+            setattr(dataset, name, value)
+        pydicom.dcmwrite(path, dataset)
+        return path
+
+    return make
+
+
+def read_one(path: Path) -> Picture:
+    (picture,) = read(path, path.name, size=SIZE, grey=True)
+    return picture
+
+
+def test_values_are_rescaled_and_windowed(write: Callable[..., Path]) -> None:
+    """A CT's window of lungs, PS3.3 C.11.2.1.2 with an output from 0 to 255."""
+    stored = np.linspace(0, 2000, SIZE * SIZE).astype(np.int16).reshape(SIZE, SIZE)
+    window = {
+        "RescaleSlope": 1,
+        "RescaleIntercept": -1024,
+        "WindowCenter": -600,
+        "WindowWidth": 1500,
+    }
+    picture = read_one(write(stored, **window))
+    units = stored.astype(float) - 1024
+    expected = ((units - (-600 - 0.5)) / (1500 - 1) + 0.5) * 255
+    expected = np.rint(np.clip(expected, 0, 255))
+    np.testing.assert_array_equal(picture.pixels[..., 0], expected)
+    assert picture.notes == () and 0 < expected.min() < expected.max() == 255
+
+
+def test_without_a_window_the_lowest_value_is_black_and_that_is_told(write) -> None:
+    stored = np.linspace(100, 1100, SIZE * SIZE).astype(np.uint16).reshape(SIZE, SIZE)
+    picture = read_one(write(stored))
+    expected = np.rint((stored - 100.0) / 1000 * 255)
+    np.testing.assert_array_equal(picture.pixels[..., 0], expected)
+    assert "without a window: its values from 100 to 1100" in picture.notes[0]
+    inverted = read_one(write(stored, PhotometricInterpretation="MONOCHROME1"))
+    np.testing.assert_allclose(inverted.pixels[..., 0], 255 - expected, atol=1)
+
+
+@pytest.mark.parametrize(
+    "facts, words",
+    [
+        ({"NumberOfFrames": 3}, "has 3 frames"),
+        ({"Rows": 20_000, "Columns": 20_000}, "over 100"),
+        ({"PixelData": bytes(10)}, "cannot be decoded"),
+        ({"Rows": None}, "cannot be decoded"),
+    ],
+)
+def test_what_is_not_one_picture_is_told_in_one_line(write, facts, words) -> None:
+    path = write(np.zeros((SIZE, SIZE), np.uint16), **facts)
+    with pytest.raises(DataError, match=words) as error:
+        read_one(path)
+    assert "\n" not in str(error.value)
+
+
+def test_a_cut_file_is_told_in_one_line(write: Callable[..., Path]) -> None:
+    path = write(np.zeros((SIZE, SIZE), np.uint16))
+    path.write_bytes(path.read_bytes()[:300])
+    with pytest.raises(DataError, match="cannot be decoded"):
+        read_one(path)
+
+
+def test_without_pydicom_the_extra_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a").write_bytes(bytes(128) + b"DICM")
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *a: None if name == "pydicom" else found(name, *a)
+    )
+    with pytest.raises(ConfigError, match=r"pip install 'dogmed\[dicom\]'"):
+        read_one(tmp_path / "a")
