@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import os
 import pwd
 import shutil
@@ -12,7 +13,8 @@ import subprocess
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,17 @@ import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+
+COMMAND = """
+import os, sys
+from dogmed.cli import main
+os.environ |= environment
+output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+os.dup2(output, 1)
+os.dup2(output, 2)
+sys.stdout.reconfigure(line_buffering=True)
+sys.exit(main(words))
+"""
 
 
 @pytest.fixture(scope="session")
@@ -31,6 +44,39 @@ def real_data() -> Path:
     path = Path(folder).resolve()
     assert path.is_dir(), f"DOGMED_TEST_DATA names {path}, which is not a folder"
     return path
+
+
+@pytest.fixture(scope="session")
+def warm() -> ForkServerContext:
+    """Starts processes at once: forked from one that has imported the pipelines, which takes seconds."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["dogmed.finetune.run", "dogmed.pretrain.run"])
+    return context
+
+
+@pytest.fixture(scope="session")
+def start_dogmed(warm: ForkServerContext) -> Callable[..., ForkServerProcess]:
+    """Start ``dogmed WORDS`` as a process of its own that adds what it says to a file."""
+
+    def start(words: Sequence[str], log: Path, **environment: str) -> ForkServerProcess:
+        names = {"words": list(words), "log": str(log), "environment": environment}
+        process = warm.Process(target=exec, args=(COMMAND, names))
+        process.start()
+        return process
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def fresh_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty store of MLflow, set up once: that takes seconds."""
+    from dogmed.tracking import default_uri, open_store
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        folder = tmp_path_factory.mktemp("store")
+        open_store(default_uri(folder), folder)
+    return folder / "mlflow.db"
 
 
 @pytest.fixture(scope="session")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import random
-import signal
 import subprocess
 import sys
 import time
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
 import numpy as np
@@ -20,11 +20,11 @@ from dogmed.errors import DogmedError
 from dogmed.optim import create_optimizer, create_scheduler
 
 SAVE_FOREVER = """
-import sys, torch
+import torch
 from dogmed import checkpoint
 step = 0
 while True:
-    checkpoint.save(sys.argv[1], {"step": step, "weights": torch.full((500_000,), float(step))})
+    checkpoint.save(path, {"step": step, "weights": torch.full((500_000,), float(step))})
     step += 1
 """
 
@@ -64,21 +64,22 @@ def test_torch_opens_the_file_too(tmp_path: Path) -> None:
     assert content == {"format": checkpoint.FORMAT, "state": {"step": 3}}
 
 
-def test_kill_while_saving_leaves_a_whole_file(tmp_path: Path) -> None:
+def test_kill_while_saving_leaves_a_whole_file(warm: ForkServerContext, tmp_path: Path) -> None:
     path = tmp_path / "last.pt"
     delays = random.Random(0)
     last_step = -1
     for _ in range(4):
         path.unlink(missing_ok=True)
-        process = subprocess.Popen([sys.executable, "-c", SAVE_FOREVER, str(path)])
+        process = warm.Process(target=exec, args=(SAVE_FOREVER, {"path": str(path)}))
+        process.start()
         try:
             deadline = time.monotonic() + 60
-            while not path.exists() and time.monotonic() < deadline and process.poll() is None:
+            while not path.exists() and time.monotonic() < deadline and process.is_alive():
                 time.sleep(0.005)
             time.sleep(delays.uniform(0, 0.2))
         finally:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
+            process.kill()
+            process.join()
         state = checkpoint.load(path)
         assert torch.equal(state["weights"], torch.full((500_000,), float(state["step"])))
         last_step = max(last_step, state["step"])

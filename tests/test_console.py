@@ -61,6 +61,8 @@ def test_a_terminal_that_closes_stops_the_run_in_good_order(tmp_path: Path) -> N
     saved = tmp_path / "saved"
     pid, terminal = pty.fork()
     if not pid:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # ignored where the tests run under nohup
+        signal.alarm(60)  # outlives exec: a process that does not notice ends, and fails
         os.execv(sys.executable, [sys.executable, "-c", code, str(saved)])
     said = b""
     while b"runs" not in said:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,49 @@ class Here:
     def close(self) -> None: ...
 
 
+class Forked:
+    """An executor of two processes that start at once: forked from one that has imported everything."""
+
+    slots = 2
+
+    def __init__(self, start_dogmed: Callable[..., ForkServerProcess]) -> None:
+        self.start_dogmed = start_dogmed
+        self.running: dict[str, ForkServerProcess] = {}
+
+    def start(self, job: Job) -> None:
+        assert job.command[:3] == (sys.executable, "-m", "dogmed")
+        self.running[job.name] = self.start_dogmed(job.command[3:], job.log)
+
+    def ended(self) -> dict[str, int]:
+        codes = {name: process.exitcode for name, process in self.running.items()}
+        done = {name: code for name, code in codes.items() if code is not None}
+        for name in done:
+            del self.running[name]
+        return done
+
+    def stop(self) -> None:
+        for process in self.running.values():
+            process.terminate()
+
+    def kill(self) -> None:
+        for process in self.running.values():
+            process.kill()
+            process.join()
+
+    def waiting(self) -> set[str]:
+        return set()
+
+    def close(self) -> None:
+        self.kill()
+
+
+@pytest.fixture
+def forked(start_dogmed: Callable[..., ForkServerProcess]) -> Iterator[Forked]:
+    executor = Forked(start_dogmed)
+    yield executor
+    executor.close()
+
+
 @pytest.fixture(scope="session")
 def make_here() -> type[Here]:
     return Here
@@ -99,22 +142,12 @@ def run_tiny(make_config: Callable[..., FinetuneConfig]) -> Callable[..., dict[s
 
 
 @pytest.fixture
-def command(cache_dir: Path) -> Callable[..., list[str]]:
-    """The tiny run as a command line, for tests that kill it."""
+def words(cache_dir: Path) -> Callable[..., list[str]]:
+    """The tiny run as the words of a command line, for tests that kill it."""
 
     def build(out: Path, *flags: str) -> list[str]:
         options = {**TINY, "out": str(out), "cache_dir": str(cache_dir)}
         words = [f"--{key.replace('_', '-')}={value}" for key, value in options.items()]
-        return [sys.executable, "-m", "dogmed", "finetune", *words, *flags]
+        return ["finetune", *words, *flags]
 
     return build
-
-
-@pytest.fixture
-def run_command(command: Callable[..., list[str]]) -> Callable[..., subprocess.CompletedProcess]:
-    def run(out: Path, *flags: str, **kwargs: Any) -> subprocess.CompletedProcess:
-        return subprocess.run(
-            command(out, *flags), capture_output=True, text=True, timeout=300, **kwargs
-        )
-
-    return run

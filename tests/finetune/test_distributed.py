@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 import pytest
+
+from dogmed import cli
 
 FLAGS = (
     "--net.drop-path=0", "--device=cpu", "--epochs=2", "--batch-size=50",
     "--net.kernel-size=9", "--scale-aug=hybrid", "--scale.probability=0.7",  # drawn alike by both
 )  # fmt: skip
-Command = Callable[..., list[str]]
-RunCommand = Callable[..., subprocess.CompletedProcess]
+Words = Callable[..., list[str]]
 
-
-def torchrun(command: list[str]) -> subprocess.CompletedProcess:
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    words = command[command.index("-m") :]  # -m dogmed finetune ...
-    return subprocess.run([*launcher, *words], capture_output=True, text=True, timeout=300)
+pytestmark = pytest.mark.slow
 
 
 def result_of(out: Path) -> dict:
@@ -29,13 +28,13 @@ def result_of(out: Path) -> dict:
     return json.loads(file.read_text())
 
 
-@pytest.mark.slow
 def test_two_processes_equal_one_up_to_rounding(
-    command: Command, run_command: RunCommand, tmp_path: Path
+    words: Words, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    one = run_command(tmp_path / "one", *FLAGS)
-    assert one.returncode == 0, one.stderr
-    two = torchrun(command(tmp_path / "two", *FLAGS))
+    assert cli.main(words(tmp_path / "one", *FLAGS)) == 0
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command = [*launcher, "-m", "dogmed", *words(tmp_path / "two", *FLAGS)]
+    two = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert two.returncode == 0, two.stderr
     assert two.stdout.count("epoch 1/2") == 1  # one process speaks
 
@@ -52,14 +51,26 @@ def test_two_processes_equal_one_up_to_rounding(
     assert second["test"]["loss"] == pytest.approx(first["test"]["loss"], rel=1e-4)
     assert second["test"]["n"] == first["test"]["n"]
 
-    alone = run_command(tmp_path / "two", *FLAGS)  # finished: nothing to continue
-    assert "already finished" in alone.stdout
+    capsys.readouterr()
+    assert cli.main(words(tmp_path / "two", *FLAGS)) == 0  # finished: nothing to continue
+    assert "already finished" in capsys.readouterr().out
 
 
-@pytest.mark.slow
-def test_processes_agree_on_running_statistics(command: Command, tmp_path: Path) -> None:
+def test_processes_agree_on_running_statistics(
+    words: Words, start_dogmed: Callable[..., ForkServerProcess], tmp_path: Path
+) -> None:
     flags = ("--model=resnet18", "--device=cpu", "--epochs=1", "--eval.select=last")
-    done = torchrun(command(tmp_path, *flags))
-    assert done.returncode == 0, done.stderr
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        group = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(free.getsockname()[1])}
+    pair = []
+    for rank in "01":  # as torchrun starts them
+        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2"}
+        log = tmp_path / f"{rank}.log"
+        pair.append(start_dogmed(words(tmp_path, *flags), log, **group, **place))
+    for process in pair:
+        process.join(300)
+    assert [process.exitcode for process in pair] == [0, 0], (tmp_path / "0.log").read_text()
     result = result_of(tmp_path)
+    assert result["processes"] == 2
     assert result["last_epoch"]["val"]["loss"] == result["val"]["loss"]  # the saved model's own

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import signal
-import subprocess
 import time
 from collections.abc import Callable
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,14 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from dogmed import checkpoint
+from dogmed import checkpoint, cli
 from dogmed.options import scale_options
 
 FLAGS = ("--epochs=6", "--batch-size=32", "--net.drop-path=0.2", "--checkpoint.minutes=0.00001")
 TIMES = {"epoch_seconds", "images_per_second"}
 VARYING = {"seconds", "images_per_second", "peak_memory", "mlflow_run_id"}
-Command = Callable[..., list[str]]
-RunCommand = Callable[..., subprocess.CompletedProcess]
+Words = Callable[..., list[str]]
+Start = Callable[..., ForkServerProcess]
 
 
 def run_folder(out: Path) -> Path:
@@ -42,37 +43,39 @@ def read_result(folder: Path) -> dict[str, Any]:
     return {key: value for key, value in result.items() if key not in VARYING}
 
 
-def start_and_signal(command: list[str], out: Path, number: int) -> subprocess.CompletedProcess:
-    """Start a run, wait until it has saved something new, and send a signal at a random moment."""
+def signal_when_saved(process: ForkServerProcess, out: Path, number: int) -> None:
+    """Wait until a run has saved something new, and send a signal at a random moment."""
     before = {path: path.stat().st_mtime_ns for path in out.rglob("last.pt")}
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and process.poll() is None:
+    while time.monotonic() < deadline and process.is_alive():
         saved = {path: path.stat().st_mtime_ns for path in out.rglob("last.pt")}
         if saved != before:
             break
         time.sleep(0.01)
     time.sleep(random.uniform(0, 0.5))
-    process.send_signal(number)
-    stdout, stderr = process.communicate(timeout=120)
-    return subprocess.CompletedProcess(command, process.returncode, stdout, stderr)
+    assert process.pid is not None
+    os.kill(process.pid, number)
+    process.join(120)
 
 
 def test_killed_and_continued_equals_undisturbed_to_the_bit(
-    command: Command, run_command: RunCommand, tmp_path: Path
+    words: Words, start_dogmed: Start, tmp_path: Path
 ) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    done = run_command(whole, *FLAGS, "--tracking=off")
-    assert done.returncode == 0, done.stderr
+    assert cli.main(words(whole, *FLAGS, "--tracking=off")) == 0
 
-    killed = start_and_signal(command(broken, *FLAGS, "--tracking=mlflow"), broken, signal.SIGKILL)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
-    stopped = start_and_signal(command(broken, *FLAGS, "--tracking=mlflow"), broken, signal.SIGTERM)
-    assert stopped.returncode == 128 + signal.SIGTERM, stopped.stderr
-    assert "Traceback" not in stopped.stderr
-    assert "the same command continues" in stopped.stderr.splitlines()[-1]
-    finished = run_command(broken, *FLAGS, "--tracking=mlflow")
-    assert finished.returncode == 0, finished.stderr
+    tracked = words(broken, *FLAGS, "--tracking=mlflow")
+    killed = start_dogmed(tracked, tmp_path / "killed.log")
+    signal_when_saved(killed, broken, signal.SIGKILL)
+    said = (tmp_path / "killed.log").read_text()
+    assert killed.exitcode == -signal.SIGKILL, said
+    stopped = start_dogmed(tracked, tmp_path / "stopped.log")
+    signal_when_saved(stopped, broken, signal.SIGTERM)
+    said = (tmp_path / "stopped.log").read_text()
+    assert stopped.exitcode == 128 + signal.SIGTERM, said
+    assert "continuing after" in said and "Traceback" not in said
+    assert "the same command continues" in said.splitlines()[-1]
+    assert cli.main(tracked) == 0
 
     a, b = run_folder(whole), run_folder(broken)
     first, second = (checkpoint.load(f / "checkpoints" / "last.pt") for f in (a, b))

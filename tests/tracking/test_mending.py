@@ -23,14 +23,6 @@ def _no_server_of_the_user(monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
 
 
-@pytest.fixture(scope="module")
-def fresh_store(tmp_path_factory) -> Path:
-    """An empty store, set up once: MLflow takes seconds for it."""
-    folder = tmp_path_factory.mktemp("store")
-    open_store(default_uri(folder), folder)
-    return folder / "mlflow.db"
-
-
 @pytest.fixture
 def out(tmp_path: Path, fresh_store: Path) -> Path:
     folder = tmp_path / "runs"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import shutil
 import socket
@@ -19,14 +18,6 @@ from dogmed.tracking import PARENT_TAG, Ledger, NoRun, Run, default_uri, open_st
 @pytest.fixture(autouse=True)
 def _no_server_of_the_user(monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-
-
-@pytest.fixture(scope="module")
-def fresh_store(tmp_path_factory) -> Path:
-    """An empty store, set up once: MLflow takes seconds for it."""
-    folder = tmp_path_factory.mktemp("store")
-    open_store(default_uri(folder), folder)
-    return folder / "mlflow.db"
 
 
 @pytest.fixture
@@ -207,21 +198,18 @@ def _start_and_log(out: Path, barrier, results) -> None:
 
 
 @pytest.mark.slow
-def test_processes_may_meet_on_a_fresh_store(tmp_path):
+def test_processes_may_meet_on_a_fresh_store(warm, tmp_path):
     out = tmp_path / "runs"
-    context = multiprocessing.get_context("spawn")
-    barrier, results = context.Barrier(4), context.Queue()
-    processes = [
-        context.Process(target=_start_and_log, args=(out, barrier, results)) for _ in "1234"
-    ]
+    barrier, results = warm.Barrier(3), warm.Queue()
+    processes = [warm.Process(target=_start_and_log, args=(out, barrier, results)) for _ in "123"]
     for process in processes:
         process.start()
     ended = [results.get(timeout=120) for _ in processes]
     for process in processes:
         process.join(60)
-    assert [lost for _, lost in ended] == [False] * 4
+    assert [lost for _, lost in ended] == [False] * 3
     assert {stored(out, run_id).info.status for run_id, _ in ended} == {"FINISHED"}
-    assert len({run_id for run_id, _ in ended}) == 4
+    assert len({run_id for run_id, _ in ended}) == 3
 
 
 def unused_port() -> int:
