@@ -82,6 +82,13 @@ COMMANDS = {
         words="inputs",
         usage="MODEL INPUT [INPUT ...]",
     ),
+    "explain": Command(
+        "draw where on an image a network's answer comes from (Grad-CAM)",
+        "dogmed.inference.explain:ExplainConfig",
+        "dogmed.inference.explain:command",
+        words="inputs",
+        usage="MODEL IMAGE [IMAGE ...]",
+    ),
     "analyze scale": Command(
         "score trained models at many resolutions and kernel sizes",
         "dogmed.analysis.scale:ScaleConfig",
