@@ -89,6 +89,20 @@ COMMANDS = {
         words="inputs",
         usage="MODEL IMAGE [IMAGE ...]",
     ),
+    "export": Command(
+        "write a trained network for timm, ONNX, torch.export or MONAI, with a model card",
+        "dogmed.inference.export:ExportConfig",
+        "dogmed.inference.export:export",
+        words="model",
+        usage="MODEL --format FORMAT",
+    ),
+    "push": Command(
+        "upload an export to the Hugging Face hub; only shows what would be, without --yes",
+        "dogmed.inference.export:PushConfig",
+        "dogmed.inference.export:push",
+        words="folder",
+        usage="FOLDER --repo ORG/NAME",
+    ),
     "analyze scale": Command(
         "score trained models at many resolutions and kernel sizes",
         "dogmed.analysis.scale:ScaleConfig",

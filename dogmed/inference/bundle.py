@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import timm
 import torch
 from PIL import Image
 from torch import Tensor
@@ -105,10 +104,10 @@ def _definition(classifier: Classifier) -> tuple[dict[str, Any], dict[str, Tenso
 
 
 def _inference(classifier: Classifier, definition: dict[str, Any]) -> dict[str, Any]:
-    modules = ["pathlib", "PIL.ImageOps", "torch", "timm"]
-    modules += ["dogmed.models"] if needs_dogmed(classifier) else []
+    imports = ["import pathlib", "from PIL import ImageOps", "import torch", "import timm"]
+    imports += ["import dogmed.models"] if needs_dogmed(classifier) else []
     return {
-        "imports": [f"$import {name}" for name in modules],
+        "imports": [f"${line}" for line in imports],
         "bundle_root": ".",
         "dataset_dir": "$@bundle_root + '/images'",
         "output_dir": "$@bundle_root + '/eval'",
@@ -167,7 +166,10 @@ def _inference(classifier: Classifier, definition: dict[str, Any]) -> dict[str, 
 
 
 def _preprocessing(classifier: Classifier) -> list[dict[str, Any]]:
-    """From files to the network's input; the same steps as ``dogmed.inference.pictures``."""
+    """From files to the network's input; the same steps as ``dogmed.inference.pictures``.
+
+    MONAI passes over a reader that raises, without a word, and takes one that lays images out otherwise.
+    """
     seen = classifier.seen
     side = seen.trained_size or seen.size
     grey = ".convert('L')" if channels(seen) == 1 else ""
@@ -178,7 +180,7 @@ def _preprocessing(classifier: Classifier) -> list[dict[str, Any]]:
             "reader": {
                 "_target_": "PILReader",
                 "converter": (
-                    f"$lambda image: PIL.ImageOps.exif_transpose(image){grey}.convert('RGB')"
+                    f"$lambda image: ImageOps.exif_transpose(image){grey}.convert('RGB')"
                     f".resize(({side}, {side}), 2)"  # 2: bilinear
                 ),
                 "reverse_indexing": False,

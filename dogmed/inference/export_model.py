@@ -58,9 +58,7 @@ class Exported:
     @property
     def proof(self) -> str:
         """The comparison, in one line."""
-        return (
-            f"largest difference {self.difference:.2g} in {self.output} (limit {LIMIT:g}), on {self.images}"
-        )
+        return f"largest difference {self.difference:.2g} in {self.output} (limit {LIMIT:g}), on {self.images}"
 
 
 def export_model(
@@ -105,10 +103,9 @@ def export_model(
     out = out.expanduser()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"{out} is there already and not empty: give another --out")
-    if images:
-        tried = given_images(classifier, images)
-    else:
-        tried = task_images(classifier, data_dir, cache_dir)
+    tried = (
+        given_images(classifier, images) if images else task_images(classifier, data_dir, cache_dir)
+    )
     new = [folder for folder in (out.parent, *out.parent.parents) if not folder.exists()]
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -175,9 +172,7 @@ def open_export(
     return run
 
 
-def graph_input(
-    classifier: Classifier, with_preprocessing: bool
-) -> Callable[[np.ndarray], Tensor]:
+def graph_input(classifier: Classifier, with_preprocessing: bool) -> Callable[[np.ndarray], Tensor]:
     """What a graph takes, as a function of pictures (N, S, S, 3) uint8."""
     normalise = graph.Normalise(classifier)
 

@@ -6,7 +6,7 @@ import dataclasses
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import timm
 import torch
@@ -108,11 +108,8 @@ def fold(network: nn.Module, record: WeightsRecord, path: Path) -> tuple[nn.Modu
     """
     if not any(isinstance(module, DoGConv2d) for module in network.modules()):
         raise WeightsError(f"{record.model} has no DoGConv: leave out --reparameterize")
-    options = dict(record.options)
-    target = record.model.replace("dognext_", "convnextv2_")
-    why = _unlike_convnext(options)
-    if why or not timm.is_model(target):
-        why = why or f"timm has no {target}"
+    target, options = _plain_name(record), dict(record.options)
+    if why := why_not_plain(record):
         raise WeightsError(
             f"{path}, folded, is no network of timm's: {why}; export it without --reparameterize, "
             f"and fold it where it is used with dogmed.models.reparameterize(model)"
@@ -133,8 +130,9 @@ def fold(network: nn.Module, record: WeightsRecord, path: Path) -> tuple[nn.Modu
     )
 
 
-def _unlike_convnext(options: dict[str, Any]) -> str:
-    """Why a folded DoGNeXt is not a ConvNeXt, or nothing."""
+def why_not_plain(record: WeightsRecord) -> str:
+    """Why timm's ConvNeXt V2 cannot hold a DoGNeXt of this record once it is folded, or nothing."""
+    options, target = record.options, _plain_name(record)
     if options.get("downsample", "dog") == "dog":
         return (
             "its blocks stride in their depthwise convolutions, with a pool as shortcut, "
@@ -144,7 +142,11 @@ def _unlike_convnext(options: dict[str, Any]) -> str:
         return "its blocks have two shortcuts, timm's ConvNeXt one"
     if options.get("dog_bias", "output") == "kernel":
         return "its depthwise convolutions have no bias, timm's ConvNeXt has none or all"
-    return ""
+    return "" if timm.is_model(target) else f"timm has no {target}"
+
+
+def _plain_name(record: WeightsRecord) -> str:
+    return record.model.replace("dognext_", "convnextv2_")
 
 
 def _build(path: Path, record: WeightsRecord) -> nn.Module:
