@@ -186,7 +186,7 @@ def _from_array(values: np.ndarray, name: str) -> tuple[Image.Image, tuple[str, 
         raise DataError(
             f"{name} has shape {values.shape}, expected (H, W), (H, W, 1) or (H, W, 3): {mend}"
         )
-    _refuse_huge(*values.shape[:2], name)
+    _refuse_huge(values.shape[0], values.shape[1], name)
     notes: tuple[str, ...] = ()
     if values.dtype == np.bool_:
         values = values.astype(np.uint8) * 255

@@ -9,7 +9,10 @@ from dataclasses import field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from tqdm import tqdm
+
 from dogmed.config import configclass, recipe
+from dogmed.console import count, duration
 from dogmed.errors import ConfigError, DataError
 from dogmed.options import Count
 
@@ -71,7 +74,7 @@ def command(**options: object) -> int:
     from dogmed.inference.classifier import load
 
     classifier = load(name, device=config.device, weights_dir=config.weights_dir, out=config.runs)
-    _introduce(classifier, total, config.raw)
+    _introduce(classifier, count(total, "file" if names is None else "image"), config.raw)
     failed: list[DataError] = []
     progress = Progress(total)
     try:
@@ -123,9 +126,9 @@ def _open_split(path: Path, split: str) -> tuple[Iterable[np.ndarray], Iterable[
     from dogmed.data.npz import open_npz
 
     npz = open_npz(path)
-    count = npz.samples(split)
-    names = (f"{path}[{split}][{index}]" for index in range(count))
-    return chain.from_iterable(npz.images(split)), names, count
+    total = npz.samples(split)
+    names = (f"{path}[{split}][{index}]" for index in range(total))
+    return chain.from_iterable(npz.images(split)), names, total
 
 
 def _refuse_unwritable(out: Path) -> None:
@@ -173,14 +176,12 @@ def write(out: Path, predicted: Predictions, form: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def _introduce(classifier: Classifier, total: int, raw: bool) -> None:
-    from dogmed.console import count
-
+def _introduce(classifier: Classifier, total: str, raw: bool) -> None:
     record = classifier.trained.record
     sure = "raw probabilities" if raw else f"temperature {classifier.temperature:.3f}"
     print(
         f"{classifier.trained.title}: {classifier.kind}, {len(classifier.classes)} classes, "
-        f"{classifier.size} px, {sure}; {count(total, 'file')} on {classifier.device}"
+        f"{classifier.size} px, {sure}; {total} on {classifier.device}"
     )
     for note in classifier.notes:
         print(f"note: {note}")
@@ -189,11 +190,9 @@ def _introduce(classifier: Classifier, total: int, raw: bool) -> None:
 
 
 def _conclude(out: Path, predicted: Predictions, failed: Sequence[DataError], form: str) -> None:
-    from dogmed.console import count
-
     parts = [f"{count(len(predicted), 'image')} classified"]
-    if unlike := sum(bool(warning) for warning in predicted.warnings):
-        parts.append(f"{unlike:,} unlike the training images (column warning of --format dogmed)")
+    if warned := sum(bool(warning) for warning in predicted.warnings):
+        parts.append(f"{warned:,} with a warning" + " (column warning)" * (form == "dogmed"))
     if failed:
         numbered = ", whose lines are numbered without them" if form == "medmnist" else ""
         parts.append(f"{count(len(failed), 'file')} not read{numbered}")
@@ -208,8 +207,6 @@ class Progress:
     """
 
     def __init__(self, total: int):
-        from tqdm import tqdm
-
         self.total, self._began = total, time.monotonic()
         self._told = self._began
         self._terminal = sys.stderr.isatty()
@@ -220,8 +217,6 @@ class Progress:
         self._bar.update(done - self._bar.n)
         now = time.monotonic()
         if not self._terminal and now - self._told > PROGRESS_SECONDS:
-            from dogmed.console import duration
-
             self._told = now
             left = duration((now - self._began) * (self.total - done) / done)
             print(f"{done:,} of {self.total:,} done, left about {left}", flush=True)
