@@ -68,6 +68,30 @@ def start_dogmed(warm: ForkServerContext) -> Callable[..., ForkServerProcess]:
 
 
 @pytest.fixture(scope="session")
+def run_pair(
+    start_dogmed: Callable[..., ForkServerProcess],
+) -> Callable[..., list[tuple[int | None, str]]]:
+    """Run ``dogmed WORDS`` as two processes of a group: what each said, and its exit code."""
+
+    def run(words: Sequence[str], folder: Path) -> list[tuple[int | None, str]]:
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            port = str(free.getsockname()[1])
+        group = {"MASTER_ADDR": "localhost", "MASTER_PORT": port, "WORLD_SIZE": "2"}  # as torchrun
+        logs = {rank: folder / f"rank{rank}.log" for rank in "01"}
+        pair = [
+            start_dogmed(words, log, **group, RANK=rank, LOCAL_RANK=rank)
+            for rank, log in logs.items()
+        ]
+        for process in pair:
+            process.join(300)
+        codes = [process.exitcode for process in pair]
+        return list(zip(codes, (log.read_text() for log in logs.values()), strict=True))
+
+    return run
+
+
+@pytest.fixture(scope="session")
 def fresh_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An empty store of MLflow, set up once: that takes seconds."""
     from dogmed.tracking import default_uri, open_store

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-import os
+import contextlib
 import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
+import psutil
 import pytest
 
 from dogmed import config
@@ -24,20 +28,25 @@ def _no_server_of_the_user(monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
 
 
+@pytest.fixture
+def out(tmp_path, fresh_store) -> Path:
+    folder = tmp_path / "runs"
+    folder.mkdir()
+    shutil.copy(fresh_store, folder)
+    return folder
+
+
 def test_the_address_opens_the_charts_of_the_runs():
     url = comparison_url("http://127.0.0.1:5000/", "3", "workflowType=machine_learning")
     assert url == "http://127.0.0.1:5000/#/experiments/3/runs?workflowType=machine_learning"
 
 
-def test_without_runs_it_says_what_to_run(tmp_path):
+def test_without_runs_it_says_what_to_run(tmp_path, out):
     with pytest.raises(DataError, match="dogmed finetune --task"):
         serve(tmp_path / "nothing")
-    assert not list(tmp_path.iterdir())
-    from dogmed.tracking import open_store
-
-    open_store(default_uri(tmp_path), tmp_path)
+    assert not (tmp_path / "nothing").exists()
     with pytest.raises(DataError, match="dogmed finetune --task"):
-        serve(tmp_path)
+        serve(out)
 
 
 def test_a_damaged_store_is_told_in_one_line(tmp_path):
@@ -63,92 +72,99 @@ def test_an_address_that_is_none_is_told_in_one_line(uri, tmp_path, monkeypatch)
     assert uri in str(error.value) and "\n" not in str(error.value)
 
 
+SERVE = """
+import signal, sys
+from pathlib import Path
+from dogmed.ui import serve
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
+serve(Path(sys.argv[1]), port=int(sys.argv[2]))
+"""
+
+
+def start_run(out: Path, experiment: str) -> Run:
+    ledger = out / experiment / "mlflow.json"
+    return Run.start(
+        default_uri(out), experiment, "n", params={"a": 1}, tags={}, out=out, ledger=ledger
+    )
+
+
+@contextlib.contextmanager
+def serving(out: Path, port: int, stop: signal.Signals) -> Iterator[IO[str]]:
+    """What ``serve`` says as a process, until a signal ends it, and with it all that it has started."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", SERVE, str(out), str(port)],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    started: list[psutil.Process] = []
+    try:
+        yield process.stdout
+        started = psutil.Process(process.pid).children(recursive=True)
+    finally:
+        process.send_signal(stop)
+        process.wait(60)
+    assert started and process.returncode == 0
+    _, alive = psutil.wait_procs(started, 10)
+    assert not alive
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
-def test_it_serves_the_runs_and_leaves_nothing_behind(stop, tmp_path):
-    run = Run.start(default_uri(tmp_path), "finetune", "n", params={}, tags={}, out=tmp_path,
-                    ledger=tmp_path / "run" / "mlflow.json")  # fmt: skip
-    run.log_metrics({"val_auc": 0.5}, 1)
-    run.end("FINISHED")
+def test_it_serves_the_runs_takes_those_of_others_and_leaves_nothing_behind(
+    out, monkeypatch, capsys
+):
+    """A run through HTTP too: its artifacts go where the server keeps them."""
+    start_run(out, "first").end("FINISHED")
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     with socket.socket() as busy:  # the port asked for is taken: another one is
         busy.bind(("127.0.0.1", 0))
         busy.listen()
         port = busy.getsockname()[1]
-        code = "import sys; from pathlib import Path; from dogmed.ui import serve\n"
-        code += "serve(Path(sys.argv[1]), port=int(sys.argv[2]))"
-        process = subprocess.Popen(
-            [sys.executable, "-c", code, str(tmp_path), str(port)],
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=dict(os.environ),
-        )  # fmt: skip
-        try:
-            busy_line = process.stdout.readline()
-            assert re.fullmatch(rf"port {port} is busy, using \d+\n", busy_line)
-            assert process.stdout.readline() == "starting MLflow ...\n"
-            line = process.stdout.readline()
+        with serving(out, port, signal.SIGTERM) as said:
+            assert re.fullmatch(rf"port {port} is busy, using \d+\n", said.readline())
+            assert said.readline() == "starting MLflow ...\n"
+            line = said.readline()
             address = re.search(r"http://127\.0\.0\.1:(\d+)", line)
-            assert address, line + process.stdout.read()
+            assert address, line + said.read()
             assert int(address[1]) != port
-            server, direct = (
-                address[0],
-                urllib.request.build_opener(urllib.request.ProxyHandler({})),
-            )
+            server = address[0]
             assert direct.open(f"{server}/health").read() == b"OK"
-            page = direct.open(server).read()
-            assert b"mlflow" in page.lower()
-        finally:
-            process.send_signal(stop)
-            process.wait(60)
-    assert process.returncode == 0
+            assert b"mlflow" in direct.open(server).read().lower()
+
+            monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
+            run = start_run(out, "remote")
+            weights = out / "remote" / "best.safetensors"
+            weights.write_bytes(b"weights")
+            run.log_metrics({"val_auc": 0.5}, 1)
+            run.log_artifact(weights, "figures")
+            run.log_weights(weights, "best", {"best_auc": 0.5})
+            run.end("FINISHED")
+            assert not run.lost
+            serve(out)
+            assert capsys.readouterr().out.startswith(f"{server}/#/experiments/2/runs?")
     with pytest.raises(OSError):
         direct.open(f"{server}/health", timeout=2)
-    assert {p.name for p in tmp_path.iterdir()} <= {
-        "mlflow.db",
-        "mlflow.lock",
-        "mlartifacts",
-        "run",
-    }
+    assert len(list((out / "mlartifacts").rglob("best.safetensors"))) == 2
+    assert {path.name for path in out.iterdir()} <= {
+        "mlflow.db", "mlflow.lock", "mlartifacts", "first", "remote",
+    }  # fmt: skip
 
 
 @pytest.mark.slow
-def test_a_tracking_server_is_used_and_its_address_is_printed(tmp_path, monkeypatch, capsys):
-    """Runs through HTTP: artifacts go where the server keeps them."""
-    from dogmed import ui
-
-    embedded = Run.start(default_uri(tmp_path), "first", "n", params={}, tags={}, out=tmp_path,
-                    ledger=tmp_path / "run" / "mlflow.json")  # fmt: skip
-    embedded.end("FINISHED")
-    port = ui._free_port("127.0.0.1", 0)
-    server = f"http://127.0.0.1:{port}"
-    with (tmp_path / "log").open("w+") as log, ui._server(
-        default_uri(tmp_path), tmp_path, "127.0.0.1", port, log
-    ) as process:  # fmt: skip
-        ui._wait_until_healthy(process, server, log)
-        monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
-        run = Run.start(
-            default_uri(tmp_path), "remote", "n", params={"a": 1}, tags={}, out=tmp_path,
-            ledger=tmp_path / "other" / "mlflow.json",
-        )  # fmt: skip
-        weights = tmp_path / "other" / "best.safetensors"
-        weights.write_bytes(b"weights")
-        run.log_metrics({"val_auc": 0.5}, 1)
-        run.log_artifact(weights, "figures")
-        run.log_weights(weights, "best", {"best_auc": 0.5})
-        run.end("FINISHED")
-        assert not run.lost
-        serve(tmp_path)
-        assert capsys.readouterr().out.startswith(f"{server}/#/experiments/2/runs?")
-    assert len(list((tmp_path / "mlartifacts").rglob("best.safetensors"))) == 2
+def test_ctrl_c_ends_it_while_the_server_starts(out):
+    start_run(out, "first").end("FINISHED")
+    with serving(out, 0, signal.SIGINT) as said:
+        assert said.readline() == "starting MLflow ...\n"
 
 
-def test_it_opens_the_benchmark_and_groups_by_what_differs(tmp_path):
+def test_it_opens_the_benchmark_and_groups_by_what_differs(out):
     """The newest benchmark's experiment comes before that of a newer run."""
     import json
 
     from dogmed.tracking import KIND_TAG, find_comparison, open_store, share_comparison
 
     def run(experiment: str, name: str, **tags: str) -> None:
-        ledger = tmp_path / experiment / name / "mlflow.json"
-        Run.start(default_uri(tmp_path), experiment, name, params={}, tags=tags, out=tmp_path,
+        ledger = out / experiment / name / "mlflow.json"
+        Run.start(default_uri(out), experiment, name, params={}, tags=tags, out=out,
                   ledger=ledger).end("FINISHED")  # fmt: skip
 
     run("bench", "parent", **{KIND_TAG: "benchmark"})
@@ -157,7 +173,7 @@ def test_it_opens_the_benchmark_and_groups_by_what_differs(tmp_path):
             for task, size in (("x", "28"), ("y", "64")):
                 run("bench", f"{task}{model}{seed}", task=task, size=size, model=model, seed=seed)
     run("other", "newer", model="c")
-    client = open_store(default_uri(tmp_path), tmp_path)
+    client = open_store(default_uri(out), out)
     experiment = find_comparison(client)
     assert client.get_experiment(experiment).name == "bench"
     assert share_comparison(client, experiment).endswith("viewStateShareKey=dogmed")
