@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import socket
 import subprocess
 import sys
 from collections.abc import Callable
-from multiprocessing.context import ForkServerProcess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -57,20 +56,11 @@ def test_two_processes_equal_one_up_to_rounding(
 
 
 def test_processes_agree_on_running_statistics(
-    words: Words, start_dogmed: Callable[..., ForkServerProcess], tmp_path: Path
+    words: Words, run_pair: Callable[..., Any], tmp_path: Path
 ) -> None:
     flags = ("--model=resnet18", "--device=cpu", "--epochs=1", "--eval.select=last")
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        group = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(free.getsockname()[1])}
-    pair = []
-    for rank in "01":  # as torchrun starts them
-        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2"}
-        log = tmp_path / f"{rank}.log"
-        pair.append(start_dogmed(words(tmp_path, *flags), log, **group, **place))
-    for process in pair:
-        process.join(300)
-    assert [process.exitcode for process in pair] == [0, 0], (tmp_path / "0.log").read_text()
+    for code, said in run_pair(words(tmp_path, *flags), tmp_path):
+        assert code == 0, said
     result = result_of(tmp_path)
     assert result["processes"] == 2
     assert result["last_epoch"]["val"]["loss"] == result["val"]["loss"]  # the saved model's own

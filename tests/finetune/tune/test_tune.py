@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import json
 import os
@@ -30,7 +29,6 @@ from dogmed.finetune import build
 from dogmed.finetune.benchmark.matrix import BenchmarkConfig, combine
 from dogmed.finetune.config import FinetuneConfig
 from dogmed.finetune.executors.base import Job
-from dogmed.finetune.executors.local import Local
 from dogmed.finetune.executors.options import ExecutorConfig
 from dogmed.finetune.tune.comparison import difference_of, usual_runs, verdict
 from dogmed.finetune.tune.options import TuneConfig, base_of
@@ -346,19 +344,19 @@ def test_a_study_without_a_finished_trial_says_why(
 @pytest.mark.slow
 @pytest.mark.parametrize("place", ["file", "database"])
 def test_two_workers_on_one_study_outlive_the_death_of_one(
-    place: str, make_tuning: Make, tmp_path: Path, request: pytest.FixtureRequest
+    place: str, make_tuning: Make, forked: Any, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     url = request.getfixturevalue("postgresql") if place == "database" else None
-    storage = [f"--storage={url}", "--heartbeat=1"] if url else []
+    storage = [f"--storage={url}", "--heartbeat=5"] if url else []
     config = make_tuning(
         tmp_path, "--trials=4", "--epochs=4", "--pruner=none", "--jobs=2", *storage
     )
     job = open_work(config, "breastmnist")
     killed: list[int] = []
-    until = time.monotonic() + DEADLINE
+    over = threading.Event()
 
     def kill_a_worker() -> None:
-        while not killed and time.monotonic() < until:
+        while not over.is_set():
             for number, attempt in last_attempts(job.study).items():
                 metrics = job.files.trial(number).metrics
                 saved = metrics.is_file() and metrics.read_bytes().count(b"\n") > 1
@@ -370,9 +368,11 @@ def test_two_workers_on_one_study_outlive_the_death_of_one(
 
     thread = threading.Thread(target=kill_a_worker, daemon=True)
     thread.start()
-    with contextlib.closing(Local([None, None], threads=1)) as executor:
-        assert tune(config, executor) == 0
-    thread.join(DEADLINE)
+    try:
+        assert tune(config, forked) == 0
+    finally:
+        over.set()
+        thread.join(DEADLINE)
     assert killed
     rows = read_trials(job)
     assert len(rows) == 4, "exactly as many as were asked for"
