@@ -139,6 +139,7 @@ def _record(found: Found, chosen: Measured) -> WeightsRecord:
         record,
         options=_options(trained, found.full.configuration, one),
         data=data,
+        temperature=None,  # the one there was fitted to other outputs
         score={f"val_{names.get(name, name)}": score.value for name, score in scores.items()},
         origin=(
             f"{trained.path.name} used with {one}, chosen on {found.chosen_on} by {found.subject.metric}; "

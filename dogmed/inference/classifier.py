@@ -85,7 +85,7 @@ class Classifier:
         self.notes: tuple[str, ...] = ()
         """What should be said of the model."""
         if trained.record.temperature is None:
-            self.notes = ("no temperature was fitted at its training: probabilities are raw",)
+            self.notes = ("no temperature was fitted to this network: probabilities are raw",)
 
     def predict(
         self,
@@ -144,24 +144,22 @@ class Classifier:
         Raises:
             ConfigError: they are too many for the device's memory.
         """
-        batches = Batches(
-            pixels,
-            np.zeros((len(pixels), 1), dtype=np.int64),
-            batch_size=len(pixels),
-            device=self.device,
-            train=False,
-            mean=self.seen.mean,
-            std=self.seen.std,
-            cache="disk",
-        )
-        (batch,) = batches
-        images = batch["image"]
-        if images.shape[-1] != self.size:  # chosen after the training, which resized so
-            images = F.interpolate(
-                images, (self.size, self.size), mode="bilinear", antialias=True
-            ).contiguous(memory_format=torch.channels_last)
         try:
-            return self.model(images).float().cpu()
+            (batch,) = Batches(
+                pixels,
+                np.zeros((len(pixels), 1), dtype=np.int64),
+                batch_size=len(pixels),
+                device=self.device,
+                train=False,
+                mean=self.seen.mean,
+                std=self.seen.std,
+                cache="disk",
+            )
+            images = batch["image"]
+            if images.shape[-1] != self.size:  # chosen after the training, which resized so
+                side = (self.size, self.size)
+                images = F.interpolate(images, side, mode="bilinear", antialias=True)
+            return self.model(images.contiguous(memory_format=torch.channels_last)).float().cpu()
         except torch.OutOfMemoryError as error:
             raise ConfigError(
                 f"{len(pixels)} images of {self.size} px at once are too many for the device's memory: "

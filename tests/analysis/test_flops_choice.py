@@ -55,7 +55,7 @@ def bought(
 ) -> Bought:
     """The best within a budget that excludes the full model, of one way to spend less."""
     place = tmp_path_factory.mktemp("budget")
-    weights, lines = write_weights(place), list[str]()
+    weights, lines = write_weights(place, temperature=2.0), list[str]()
     budget = count_macs(timm.create_model("dognext_test", num_classes=2), 28) - 1
     ways = {"stride": ("--strides", 8, "--resolutions", 28)}
     words = ways.get(request.param, ("--resolutions", 16, "--strides", 4))
@@ -107,6 +107,7 @@ def test_what_a_budget_buys_is_saved_ready_to_use(bought: Bought, prepared: Prep
     opened, before = open_trained(str(saved)), read_record(bought.weights)
     record = opened.record
     assert before is not None and record.sha256 == before.sha256, "the same weights"
+    assert (before.temperature, record.temperature) == (2.0, None), "it gives other logits"
     assert record.data.size == chosen["px"] and bought.weights.name in str(record.origin)
     assert record.data.trained_size == (28 if bought.way == "resolution" else None)
     layer = strided_layer(opened.model)
