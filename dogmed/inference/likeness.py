@@ -7,9 +7,10 @@ An image is told to be unlike them if
 - its longer side is more than twice the shorter one: it is stretched to a square;
 - all its pixels are the same;
 - its brightness, contrast or colour (``dogmed.data.pixels``) lies further outside the range of the training
-  images than half of that range, and than 0.05.
+  images than half of that range, and than 0.05;
+- it is grey (its colour is below 0.01), and no training image was.
 
-Weights of before there were these ranges are judged by the other three. A coloured image for a network that
+Weights of before there were these ranges are judged by the first three. A coloured image for a network that
 has seen grey ones is told by ``dogmed.inference.pictures``. An image that passes is not thereby one that the
 network can judge.
 """
@@ -22,6 +23,7 @@ from dogmed.inference.pictures import Picture
 from dogmed.weights.records import DataRecord
 
 MARGIN = 0.05
+GREY = 0.01
 _OFFICIAL = ("official", "variant", "synthetic")
 
 
@@ -48,6 +50,7 @@ def unlike(picture: Picture, seen: DataRecord) -> list[str]:
     for name, (low, high) in seen.pixels.items():
         margin = max((high - low) / 2, MARGIN)
         value = figures.get(name, low)
-        if not low - margin <= value <= high + margin:
+        grey = name == "colour" and value < GREY < low
+        if grey or not low - margin <= value <= high + margin:
             found.append(f"{name} {value:.2f}, training images had {low:.2f} to {high:.2f}")
     return found

@@ -61,6 +61,12 @@ def test_colours_are_unlike_images_that_had_none() -> None:
     assert said.startswith("colour 0.39, training images had 0.00 to 0.00")
 
 
+def test_a_grey_image_is_unlike_images_that_all_had_colours() -> None:
+    wide = seen(pixels={"colour": (0.05, 0.43)})
+    assert unlike(picture(), wide) == ["colour 0.00, training images had 0.05 to 0.43"]
+    assert unlike(picture(), seen(pixels={"colour": (0.005, 0.43)})) == [], "some were grey"
+
+
 def test_older_records_are_judged_by_what_they_tell() -> None:
     old = seen(sides=None, pixels={})
     assert unlike(picture(mean=0.9), old) == []
