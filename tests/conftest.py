@@ -27,6 +27,9 @@ COMMAND = """
 import os, sys
 from dogmed.cli import main
 os.environ |= environment
+if "RANK" in environment:
+    import torch
+    torch.set_num_threads(1)  # as torchrun
 output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
 os.dup2(output, 1)
 os.dup2(output, 2)

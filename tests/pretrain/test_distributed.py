@@ -44,13 +44,12 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def two(shared: Path, torchrun: TorchRun) -> Path:
+def two(shared: Path, command: Callable[..., list[str]], run_pair: Callable[..., Any]) -> Path:
     """An undisturbed run of two processes."""
     if not list(shared.rglob("result.json")):
-        process = torchrun(shared, *FLAGS)
-        stdout, stderr = process.communicate(timeout=300)
-        assert process.returncode == 0, stderr
-        assert stdout.count("epoch 1/6") == 1  # one process speaks
+        first, second = run_pair(command(shared, *FLAGS)[3:], shared)
+        assert (first[0], second[0]) == (0, 0), first[1] + second[1]
+        assert (first[1] + second[1]).count("epoch 1/6") == 1  # one process speaks
     return shared
 
 
@@ -112,12 +111,13 @@ def test_two_processes_that_are_stopped_are_continued_by_one(
         assert continued["lr"] == undisturbed["lr"]
 
 
-def test_what_one_process_refuses_is_said_once(torchrun: TorchRun, tmp_path: Path) -> None:
+def test_what_one_process_refuses_is_said_once(
+    command: Callable[..., list[str]], run_pair: Callable[..., Any], tmp_path: Path
+) -> None:
     store = tmp_path / "weights"
     store.mkdir()
     (store / "dognext_test.imagenet50ep.safetensors").write_bytes(b"of somebody else")
-    process = torchrun(tmp_path, *FLAGS)
-    _, stderr = process.communicate(timeout=300)
-    assert process.returncode == 1
-    assert stderr.count("holds weights of another run") == 1
-    assert "[rank1]: Traceback" not in stderr
+    first, second = run_pair(command(tmp_path, *FLAGS)[3:], tmp_path)
+    assert first[0] and second[0], "both end with an error's code"
+    assert (first[1] + second[1]).count("holds weights of another run") == 1
+    assert "Traceback" not in first[1] + second[1]
