@@ -100,6 +100,7 @@ def command(**options: Any) -> None:
 def _subjects(config: StressConfig, console: Console, points: Points) -> list[Subject]:
     """Open the models with their images, the reference last unless it is one of them."""
     from dogmed.analysis.scale_points import resamples_for
+    from dogmed.analysis.stress_errors import published_for
     from dogmed.analysis.stress_points import Subject
     from dogmed.console import count
 
@@ -120,6 +121,8 @@ def _subjects(config: StressConfig, console: Console, points: Points) -> list[Su
         )
         for note in subject.notes:
             console.line(f"note: {note}")
+        if config.reference == ALEXNET:
+            published_for(subject)  # asked for where they are not: said before the work
         subjects.append(subject)
     family = max(len(subject.stresses) for subject in subjects) + 2
     needed = resamples_for(family)

@@ -23,7 +23,7 @@ from dogmed.analysis.evaluation import Score
 from dogmed.analysis.scale_points import ALPHA, resamples_for
 from dogmed.analysis.stress import ALEXNET
 from dogmed.analysis.stress_points import ERROR, METRICS, Measured, Subject, benchmark_of, score_of
-from dogmed.analysis.stress_sets import PUBLISHED_SIZE, Stress, published
+from dogmed.analysis.stress_sets import PUBLISHED_SIZE, Stress, chosen, published
 from dogmed.errors import ConfigError
 
 
@@ -108,18 +108,18 @@ def reference_of(measured: Sequence[Measured]) -> Reference | None:
     Raises:
         ConfigError: the published figures are asked for, and are of other images or corruptions.
     """
-    first = measured[0].subject
-    for subject in {id(m.subject): m.subject for m in measured}.values():
+    subjects = list({id(m.subject): m.subject for m in measured}.values())
+    for subject in subjects:
         if subject.reference:
             clean, by_stress = _points(measured, subject)
             errors = {
                 s.name: known(averaged(_resampled(by_stress[s]))) for s in subject.corruptions
             }
             return Reference(subject.title, False, known(clean.resampled), errors)
-    figures = published_for(first)
-    if figures is None:
+    figures = [found for subject in subjects if (found := published_for(subject)) is not None]
+    if len(figures) < len(subjects):
         return None
-    constant = {name: Known(value, value) for name, value in figures.items()}
+    constant = {name: Known(value, value) for name, value in figures[0].items()}
     return Reference("MedMNIST-C's AlexNet", True, constant.pop("clean"), constant)
 
 
@@ -129,17 +129,21 @@ def published_for(subject: Subject) -> dict[str, float] | None:
     Raises:
         ConfigError: they are asked for, and are not.
     """
-    images, config = subject.images, subject.config
-    figures = published(benchmark_of(images))
+    images, config, task = subject.images, subject.config, benchmark_of(subject.images)
+    figures = published(task)
     same_images = images.prepared.source == "official" and images.size == PUBLISHED_SIZE
-    own = set() if figures is None else {s.name for s in subject.corruptions} - set(figures)
-    if figures is not None and same_images and not own:
+    theirs = [] if figures is None else chosen(task, (), colour=True)
+    others = [stress.name for stress in subject.corruptions if stress not in theirs]
+    if figures is not None and same_images and not others:
         return figures
     if config.reference == ALEXNET:
-        why = f"their set has no {', '.join(sorted(own))}" if same_images and figures else (
-            f"they are of official tasks at {PUBLISHED_SIZE} px, these are {images.title} at {images.size} px"
-        )  # fmt: skip
-        raise ConfigError(f"--reference alexnet: {why}; give a model, or leave it out")
+        why = (
+            f"they are of official tasks at {PUBLISHED_SIZE} px, these are {images.title} at "
+            f"{images.size} px"
+        )
+        if figures is not None and same_images:
+            why = f"they are of the task's own set, which has no such {', '.join(others)}"
+        raise ConfigError(f"--reference {ALEXNET}: {why}; give a model, or leave it out")
     return None
 
 

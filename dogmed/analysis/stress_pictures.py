@@ -62,7 +62,7 @@ def examples(subject: Subject, title: str) -> Figure:
     width = 1 + max(len(tiles) for _, tiles in strips)
     figure = Figure(figsize=(TILE * width + 1.2, TILE * len(strips) + 0.5), layout="constrained")
     grid = figure.subplots(len(strips), width, squeeze=False)
-    for row, (name, tiles) in zip(grid, strips, strict=True):
+    for number, (row, (name, tiles)) in enumerate(zip(grid, strips, strict=True)):
         row[0].set_ylabel(name, fontsize=7, rotation=0, ha="right", va="center")
         clean = np.asarray(subject.images.prepared.images(SPLIT)[SHOWN])
         shown = [("clean", clean), *((_tile_name(*t), _stressed(subject, *t)) for t in tiles)]
@@ -71,7 +71,7 @@ def examples(subject: Subject, title: str) -> Figure:
             ax.spines[:].set_visible(False)
         for ax, (head, pixels) in zip(row, shown, strict=False):
             ax.imshow(pixels, cmap="gray" if pixels.ndim == 2 else None, vmin=0, vmax=255)
-            if row is grid[0] or not tiles[0][0].corrupts:
+            if number == 0 or not tiles[0][0].corrupts:
                 ax.set_title(head, fontsize=7)
     figure.suptitle(title, fontsize=9)
     return figure

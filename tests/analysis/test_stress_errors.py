@@ -19,7 +19,7 @@ from dogmed.analysis.stress_errors import (
     reference_of,
 )
 from dogmed.analysis.stress_points import ERROR, Measured, Point, _with_error
-from dogmed.analysis.stress_sets import RESOLUTION, Stress, published
+from dogmed.analysis.stress_sets import RESOLUTION, Stress, chosen, published
 from dogmed.errors import ConfigError
 
 LABELS = np.array([[0]] * 4 + [[1]] * 4)
@@ -152,7 +152,7 @@ def test_published_figures_are_for_their_own_images_and_corruptions_alone() -> N
     def of(task: str, size: int, source: str, names: list[str], asked: str | None = None) -> Any:
         prepared = SimpleNamespace(task=SimpleNamespace(name=task), source=source)
         images = SimpleNamespace(prepared=prepared, size=size, title=task)
-        stresses = [Stress(name, "g", (1,) * 5) for name in names]
+        stresses = chosen("breastmnist", names, colour=False)
         config = SimpleNamespace(reference=asked)
         return subject(images=images, corruptions=stresses, config=config)
 
@@ -163,6 +163,7 @@ def test_published_figures_are_for_their_own_images_and_corruptions_alone() -> N
         ("breastmnist", 224, "synthetic", ["pixelate"]),
         ("breastmnist", 224, "npz", ["pixelate"]),
         ("breastmnist", 224, "official", ["pixelate", "zoom_blur"]),
+        ("breastmnist", 224, "official", ["octmnist"]),  # names that are known, other severities
     ):
         assert published_for(of(*other)) is None
         with pytest.raises(ConfigError, match=r"--reference alexnet: .*; give a model, or leave"):
