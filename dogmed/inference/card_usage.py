@@ -43,7 +43,7 @@ def _code(classifier: Classifier, done: Exported) -> str:
     lines += [
         "",
         f'image = Image.open("{IMAGE}"){grey}.convert("RGB").resize(({side}, {side}), Image.Resampling.BILINEAR)',
-        f"x = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].contiguous()  # (1, 3, H, W) uint8",
+        "x = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].contiguous()  # (1, 3, H, W) uint8",
     ]
     if not whole:
         lines += [

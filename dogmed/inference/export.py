@@ -105,4 +105,6 @@ def push(*, folder: Path, repo: str, public: bool, yes: bool) -> None:
 
 def _size(file: Path) -> str:
     size = file.stat().st_size
+    if size < 1000:
+        return f"{size} B"
     return f"{size / 1e6:,.1f} MB" if size >= 1e5 else f"{size / 1e3:,.1f} kB"

@@ -33,6 +33,9 @@ class Normalise(nn.Module):
         classifier: whose network it is.
     """
 
+    scale: Tensor
+    shift: Tensor
+
     def __init__(self, classifier: Classifier) -> None:
         super().__init__()
         seen = classifier.seen

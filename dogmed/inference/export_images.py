@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from dogmed.config import read_yaml
 from dogmed.data.progress import Quiet
 from dogmed.data.store import plan, prepare
 from dogmed.data.tasks import official_tasks
 from dogmed.errors import DataError, DogmedError
 from dogmed.inference.classifier import Classifier
+from dogmed.models.trained import Trained
 
 COUNT = 16
 """As many are compared as this, or as there are."""
@@ -58,11 +60,11 @@ def task_images(classifier: Classifier, data_dir: Path | None, cache_dir: Path |
     Raises:
         DogmedError: ``data_dir`` is given, and has no such file.
     """
-    seen, training = classifier.seen, classifier.trained.record.training
+    seen = classifier.seen
     side = seen.trained_size or seen.size
     official = seen.name in official_tasks()
     enlarged = official and seen.source_size is not None and seen.source_size < side
-    request = {
+    request: dict[str, Any] = {
         "size": side,
         "data_dir": data_dir if official else None,
         "cache_dir": cache_dir,
@@ -71,7 +73,7 @@ def task_images(classifier: Classifier, data_dir: Path | None, cache_dir: Path |
     }
     if seen.source == "synthetic":
         return _noise(side, "the task's images were generated")
-    task = seen.name if official else str(training.get("task", seen.name))
+    task = seen.name if official else _own_task(classifier.trained)
     try:
         if plan(task, **request).action == "download":
             return _noise(side, f"{seen.name} is not on this machine, --data-dir names its folder")
@@ -83,6 +85,13 @@ def task_images(classifier: Classifier, data_dir: Path | None, cache_dir: Path |
     chosen = np.unique(np.linspace(0, len(split) - 1, min(COUNT, len(split))).astype(np.int64))
     pixels = np.stack([_rgb(split[index]) for index in chosen])
     return Images(pixels, f"{len(chosen)} of the {len(split)} test images of {seen.name}")
+
+
+def _own_task(trained: Trained) -> str:
+    """Where one's own images lay at training: the run knows, the weights do not."""
+    settings = trained.path.absolute().parent.parent / "config.yaml"
+    there = trained.path.parent.name == "checkpoints" and settings.is_file()
+    return str((read_yaml(settings) if there else {}).get("task", trained.record.data.name))
 
 
 def _noise(side: int, why: str) -> Images:
