@@ -116,7 +116,9 @@ class Explainer:
     ) -> Explanation:
         from monai.visualize import GradCAM
 
-        watched = _Watched(self.classifier, self.layer.name, self.dog)
+        watched = _Watched(
+            self.classifier, self.layer.name, self.dog
+        ).eval()  # MONAI goes back to its mode
         cam = GradCAM(watched, ("cells",) if self.dog is None else ("cells", "responses"))
         with torch.enable_grad():
             maps = cam.compute_map(images.clone().requires_grad_(), class_idx=label, layer_idx=0)
@@ -131,7 +133,7 @@ class Explainer:
             kernels = strongest(dog, seen.activations["responses"], seen.gradients["responses"])
         return Explanation(
             label, self.classifier.classes[label], probability, decided, cells,
-            heat / cells.max() if peak else np.zeros_like(heat), peak, kernels,
+            np.minimum(heat / cells.max(), 1) if peak else np.zeros_like(heat), peak, kernels,
         )  # fmt: skip
 
     def _seen(self, picture: Picture) -> tuple[Tensor, np.ndarray]:

@@ -17,6 +17,7 @@ from dogmed.inference.explain_maps import Explainer, Explanation
 from dogmed.inference.explain_pictures import (
     BAR,
     HEAT,
+    KERNELS_NOTE,
     caveat,
     kernel_pixels,
     kernels_title,
@@ -77,14 +78,14 @@ def page(explainer: Explainer, shown: Sequence[Shown], unread: Sequence[str]) ->
     trained = explainer.classifier.trained
     synthetic = trained.record.data.source == "synthetic"
     facts = [
-        f"Grad-CAM of {explainer.layer.name}",
+        f"maps of {explainer.layer.name}",
         count(len(shown), "image"),
         f"sha256 {trained.record.sha256[:12]}",
         *explainer.classifier.notes,
         *(["trained on SYNTHETIC images, and says nothing about real ones"] if synthetic else []),
     ]
     parts = [
-        f"<header><h1>What {escape(trained.title)} looks at</h1>",
+        f"<header><h1>Grad-CAM of {escape(trained.title)}</h1>",
         f'<p class="facts">{escape("; ".join(facts))}</p>',
         f'<p class="note">{escape(caveat(explainer))}</p>',
     ]
@@ -97,14 +98,7 @@ def page(explainer: Explainer, shown: Sequence[Shown], unread: Sequence[str]) ->
         parts += [f'<p class="warning">{escape(line)}</p>' for line in unread]
         parts.append("</section>")
     parts.append("</main>")
-    return document(f"Explanations by {trained.title}", STYLE.strip(), "\n".join(parts))
-
-
-KERNELS_NOTE = (
-    "The number under a kernel is its part in the score: mean gradient times mean activation of its channel. "
-    "Kernels have colours of their own: orange positive, blue negative, full at the largest entry; shapes can be "
-    "compared, values cannot."
-)
+    return document(f"Grad-CAM of {trained.title}", STYLE.strip(), "\n".join(parts))
 
 
 def _section(explainer: Explainer, shown: Shown) -> str:

@@ -31,6 +31,12 @@ SIDE, TITLE, TILE = (
 KERNELS_AT = 2 * SIDE + 0.85
 ACROSS = 4  # kernels in a row
 
+KERNELS_NOTE = (
+    "The number under a kernel is its part in the score: mean gradient times mean activation of its channel. "
+    "Kernels have colours of their own: orange positive, blue negative, full at the largest entry; shapes can be "
+    "compared, values cannot."
+)
+
 
 def overlay(pixels: np.ndarray, heat: np.ndarray) -> np.ndarray:
     """Lay a map (S, S) in [0, 1] over a picture (S, S, 3) uint8; gives the same form."""
@@ -87,6 +93,8 @@ def draw(
     """
     width = KERNELS_AT + (ACROSS * TILE if explainer.dog else 0) + 0.1
     note = _wrapped(caveat(explainer), width * 16)
+    if explainer.dog:
+        note += "\n" + _wrapped(KERNELS_NOTE, width * 16)
     head = _wrapped(picture.name, width * 12)
     if warning:
         head += "\n" + _wrapped(f"unlike the training images: {warning}", width * 12)
