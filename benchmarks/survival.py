@@ -4,14 +4,17 @@
 
 `dogmed benchmark` over 12 tasks × 2 models × 2 inits on synthetic data, as small as it gets. The second
 initialisation is a stand-in: random weights, saved under a name. All processes of the benchmark get
-SIGKILL at once, so that none can save. In the end results.csv and the tables of `dogmed report` must be
-equal but for what is a time. Exit code 1 if they are not. Starting a process is most of a cell's time.
+SIGKILL at once, so that none can save: when a random number of cells is done and a run has saved
+something. In the end results.csv and the tables of `dogmed report` must be equal but for what is a time.
+Exit code 1 if they are not. Starting a process is most of a cell's time.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
+import io
 import random
 import signal
 import subprocess
@@ -22,6 +25,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
+
+from dogmed import cli
 
 MODELS = ("dognext_test", "test_resnet")
 KILLS = 2
@@ -48,7 +53,7 @@ def survive(out: Path, tasks: str, jobs: int, rng: random.Random) -> int:
     save_weights(out / "weights")
     quiet, disturbed = out / "undisturbed", out / "killed"
     began = time.monotonic()
-    subprocess.run(command(quiet, out, tasks, jobs), stdout=subprocess.DEVNULL, check=True)
+    run(*words(quiet, out, tasks, jobs))
     seconds = time.monotonic() - began
     cells = len(finished(quiet))
     print(
@@ -56,16 +61,18 @@ def survive(out: Path, tasks: str, jobs: int, rng: random.Random) -> int:
     )
     # each run under way may end before the kill: something must be left to do then
     for after in sorted(rng.sample(range(cells - jobs), KILLS)):
-        process = subprocess.Popen(command(disturbed, out, tasks, jobs), stdout=subprocess.DEVNULL)
-        while process.poll() is None and len(finished(disturbed)) < after:
-            time.sleep(0.05)
+        command = [sys.executable, "-m", "dogmed", *words(disturbed, out, tasks, jobs)]
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        while process.poll() is None and not (
+            len(finished(disturbed)) >= after and under_way(disturbed)
+        ):
+            time.sleep(0.02)
         time.sleep(rng.uniform(0, seconds / cells))
         count = kill(process)
         print(f"killed {count} processes with {len(finished(disturbed))} cells done", flush=True)
-    subprocess.run(command(disturbed, out, tasks, jobs), stdout=subprocess.DEVNULL, check=True)
+    run(*words(disturbed, out, tasks, jobs))
     for folder in (quiet, disturbed):
-        words = [sys.executable, "-m", "dogmed", "report", "--out", folder, "--resamples", "100"]
-        subprocess.run(words, stdout=subprocess.DEVNULL, check=True)
+        run("report", f"--out={folder}", "--resamples=100")
     differences = list(compare(quiet, disturbed))
     for difference in differences:
         print(difference)
@@ -73,11 +80,19 @@ def survive(out: Path, tasks: str, jobs: int, rng: random.Random) -> int:
     return int(bool(differences))
 
 
-def command(out: Path, shared: Path, tasks: str, jobs: int) -> list[str]:
-    """The benchmark as a command."""
+def run(*command: str) -> None:
+    """Run a command of dogmed quietly in this process."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        code = cli.main(command)
+    if code:
+        raise SystemExit(f"dogmed {command[0]}: exit code {code}")
+
+
+def words(out: Path, shared: Path, tasks: str, jobs: int) -> list[str]:
+    """The benchmark as the words of a command."""
     which = f"--task={tasks}" if tasks else "--all"
     return [
-        sys.executable, "-m", "dogmed", "benchmark", which, f"--model={','.join(MODELS)}",
+        "benchmark", which, f"--model={','.join(MODELS)}",
         "--init=scratch,standin", "--data=synthetic", "--size=28", "--epochs=2", "--batch-size=64",
         "--device=cpu", "--tracking=off", "--eval.resamples=20", "--checkpoint.minutes=0.0001",
         f"--jobs={jobs}", f"--out={out}", f"--cache-dir={shared / 'cache'}",
@@ -112,6 +127,12 @@ def finished(out: Path) -> list[Path]:
     return list(out.glob("finetune/*/*/seed*/result.json"))
 
 
+def under_way(out: Path) -> list[Path]:
+    """Runs that have saved something and have no result."""
+    saved = out.glob("finetune/*/*/seed*/checkpoints/last.pt")
+    return [path for path in saved if not (path.parents[1] / "result.json").is_file()]
+
+
 def kill(process: subprocess.Popen[bytes]) -> int:
     """End a benchmark and all that it has started at once; returns how many processes that were."""
     if process.poll() is not None:
@@ -122,8 +143,16 @@ def kill(process: subprocess.Popen[bytes]) -> int:
         child.kill()
     process.kill()
     process.wait()
-    psutil.wait_procs(below)
+    while any(lives(child) for child in below):
+        time.sleep(0.01)
     return 1 + len(below)
+
+
+def lives(process: psutil.Process) -> bool:
+    """Whether it is there and not only unclaimed, as in a container whose first process claims nobody."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
 
 
 def compare(quiet: Path, disturbed: Path) -> Iterator[str]:
