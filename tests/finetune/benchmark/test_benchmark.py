@@ -355,6 +355,7 @@ def test_killed_in_the_middle_it_is_continued_by_the_same_command(
 ) -> None:
     more = ("--task=breastmnist", "--data=synthetic", "--seeds=2", "--epochs=3")
     often = ("--batch-size=16", "--checkpoint.minutes=0.00001")
+    assert benchmark(parse(*more, *often, "--seeds=1"), executor=make_here()) == 0
     command = [sys.executable, "-m", "dogmed", "benchmark", *flags, *more, *often]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     while process.poll() is None and not list(out.glob("finetune/*/*/seed1/checkpoints/last.pt")):
