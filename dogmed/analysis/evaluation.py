@@ -175,7 +175,7 @@ class Evaluation:
 
     def cost(self, split: str, side: int, fit: Fit = "resize") -> float:
         """What a point costs beside others of this model: the pixels that the network sees."""
-        seen = self.images.size if fit == "pad" else side
+        seen = side if fit == "resize" else self.images.size
         return float(len(self.images.labels(split)) * seen**2)
 
     def scores(

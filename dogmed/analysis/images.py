@@ -1,11 +1,14 @@
 """Images to try a trained model on, at any size: a task's arrays, or ImageNet's val.
 
-Two ways to make the things in an image smaller or larger (``Fit``):
+Three ways to make the things in an image smaller or larger (``Fit``):
 
 - ``resize``: the network sees an image of another size, as in the thesis's Tables 4.6 to 4.10;
 - ``pad``: the network sees an image of the size it was trained at, in whose middle the resized one
-  stands on black, or of which, where it is larger, the middle is cut out. This is how the literature on
-  scale generalisation makes rescaled test sets.
+  stands on black, or of which, where it is larger, the middle is cut out;
+- ``mirror``: the same with the image's own mirror images in place of black.
+
+The last two are how the literature on scale generalisation makes rescaled test sets, ``pad`` of things on a
+black ground, ``mirror`` of pictures that fill their frame.
 """
 
 from __future__ import annotations
@@ -34,7 +37,7 @@ from dogmed.pretrain.subset import of_classes
 from dogmed.pretrain.transforms import eval_transform
 from dogmed.weights.records import DataRecord, WeightsRecord
 
-Fit = Literal["resize", "pad"]
+Fit = Literal["resize", "pad", "mirror"]
 
 
 class Images(Protocol):
@@ -62,7 +65,7 @@ class Images(Protocol):
     ) -> Iterator[Tensor]:
         """A split's images in order, resized to ``side``: (B, 3, H, H), on the device.
 
-        H is ``side`` under ``resize`` and ``size`` under ``pad``.
+        H is ``side`` under ``resize`` and else ``size``.
         """
 
 
@@ -161,12 +164,12 @@ class TaskImages:
             mean=self._seen.mean,
             std=self._seen.std,
         )
-        black = _black(self._seen, device)
+        around = None if fit == "mirror" else _black(self._seen, device)
         for batch in batches:
             images = batch["image"]
             if side != self.size:
                 images = F.interpolate(images, (side, side), mode="bilinear", antialias=True)
-            yield _fitted(images, self.size if fit == "pad" else side, black)
+            yield _fitted(images, side if fit == "resize" else self.size, around)
 
 
 class ImageNetVal:
@@ -243,11 +246,11 @@ class ImageNetVal:
             workers=self._workers,
             max_bad_share=0.0,
         )
-        black = _black(seen, device)
+        around = None if fit == "mirror" else _black(seen, device)
         try:
             for batch in loader:
                 for part in batch:
-                    yield _fitted(part["image"], self.size if fit == "pad" else side, black)
+                    yield _fitted(part["image"], side if fit == "resize" else self.size, around)
         finally:
             loader.close()
 
@@ -258,12 +261,22 @@ def _black(seen: DataRecord, device: torch.device) -> Tensor:
     return torch.tensor(values, dtype=torch.float32, device=device)[None, :, None, None]
 
 
-def _fitted(images: Tensor, side: int, black: Tensor) -> Tensor:
-    """Put images in the middle of a black square, or cut their middle out: (B, 3, side, side)."""
+def _fitted(images: Tensor, side: int, around: Tensor | None) -> Tensor:
+    """Put images in the middle of a larger square, or cut their middle out: (B, 3, side, side).
+
+    Args:
+        images: (B, 3, H, H).
+        side: of the square.
+        around: the pixel that fills it; None goes on with the image's mirror images, edge pixels repeated.
+    """
     have = images.shape[-1]
-    if have < side:
+    if have < side and around is None:
+        cell = (torch.arange(side, device=images.device) - (side - have) // 2) % (2 * have)
+        cell = torch.minimum(cell, 2 * have - 1 - cell)
+        images = images[..., cell, :][..., cell]
+    elif around is not None and have < side:
         start = (side - have) // 2
-        whole = black.expand(len(images), -1, side, side).contiguous()
+        whole = around.expand(len(images), -1, side, side).contiguous()
         whole[..., start : start + have, start : start + have] = images
         images = whole
     elif have > side:

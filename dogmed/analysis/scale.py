@@ -51,9 +51,10 @@ class ScaleConfig(SubjectConfig):
     kernel_sizes: Listed = ()
     """Odd sizes of the DoG kernels, besides the model's own; none: the next two smaller ones, or with
     --rescale those nearest to own times factor."""
-    fit: Literal["resize", "pad", "both"] | None = None
+    fit: Literal["resize", "pad", "mirror", "both"] | None = None
     """resize: the network sees the resized image; pad: it sees the size of its training, with black around
-    or the middle cut out; None is both, with --rescale pad."""
+    or the middle cut out; mirror: as pad, with mirror images around; None is resize and pad, with
+    --rescale pad."""
     rescale: Listed = ()
     """Rescale the images by factors in place of --resolutions: 0.5..2 (in steps of 2^(1/4)), or 0.5 0.71 1 2."""
 
@@ -122,15 +123,15 @@ def read_protocol(config: ScaleConfig) -> Protocol:
         )
     asked: dict[str, object] = {"resolutions": resolutions, "kernels": kernels}
     if not config.rescale:
-        fits: tuple[Fit, ...] = (
-            (config.fit,) if config.fit in ("resize", "pad") else ("resize", "pad")
-        )
+        fits: tuple[Fit, ...] = ("resize", "pad") if config.fit in (None, "both") else (config.fit,)
         asked |= {"fit": fits if len(fits) == 1 else (), "resamples": config.resamples}
         return Protocol("scale", fits, (), resolutions, kernels, request_name(asked))
     if resolutions:
         raise ConfigError("--resolutions and --rescale: give one; factors times the training size")
     if config.fit == "both":
-        raise ConfigError("--fit both with --rescale: give pad (the usual protocol) or resize")
+        raise ConfigError(
+            "--fit both with --rescale: give pad (the usual protocol), mirror or resize"
+        )
     factors = read_factors(config.rescale)
     fit = config.fit or "pad"
     asked |= {"rescale": _factors_name(config.rescale, factors), "resamples": config.resamples}

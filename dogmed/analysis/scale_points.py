@@ -183,7 +183,7 @@ def splits_of(subject: Subject) -> list[str]:
 def measure(subject: Subject, point: Point) -> Measured:
     """Try a model at a point, or take what was kept.
 
-    At the size of the training ``pad`` and ``resize`` are one thing, which is worked out once.
+    At the size of the training all ways to fit are one thing, which is worked out once.
     """
     evaluation = subject.evaluation
     own = point.kernel == subject.own
@@ -325,7 +325,7 @@ def _kernels(protocol: Protocol, own: int) -> tuple[int, ...]:
 
 
 def _refused(evaluation: Evaluation, sides: Sequence[int], fit: Fit) -> dict[int, str]:
-    """Which sides the network cannot take, and why; under ``pad`` it sees those of its training alone."""
+    """Which sides the network cannot take, and why; unless resized it sees those of its training alone."""
     size, stride = evaluation.images.size, total_stride(evaluation.model)
     smallest = min(stride, size)
     network = copy.deepcopy(evaluation.model).to("meta")

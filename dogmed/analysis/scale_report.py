@@ -64,6 +64,7 @@ DEFINITIONS = {
     "resize": "the network sees the resized image",
     "pad": "the network sees an image of the size of its training: the resized one in the middle of black, "
     "or, where it is larger, its middle",
+    "mirror": "as pad, with the image's mirror images in place of black",
     "kernel": "cells along each axis of every DoGConv; the functions are sampled over the extent of the "
     "training, so that the pattern is resized with the kernel; null: no DoGConv",
     **SCORES,

@@ -16,7 +16,11 @@ from dogmed.references import imagenet_tables
 
 NEAR = 0.03  # by which a resolution's share of the training size may differ from the thesis's
 THESIS_TABLES = ("4.6", "4.7", "4.8", "4.9", "4.10")
-FITS = {"resize": "the network sees the resized image", "pad": "on the canvas of the training size"}
+FITS = {
+    "resize": "the network sees the resized image",
+    "pad": "on the canvas of the training size",
+    "mirror": "on the canvas of the training size, mirror images around",
+}
 
 
 class Place(NamedTuple):

@@ -106,6 +106,12 @@ def test_imagenet_is_labelled_with_the_models_outputs(
     assert images.labels("val").tolist() == [[1], [1], [2], [2]]
     for side, fit, shape in ((16, "resize", 16), (16, "pad", 28), (40, "pad", 28), (28, "pad", 28)):
         assert seen(images, "val", side, fit).shape == (4, 3, shape, shape)
+    resized = seen(images, "val", 9, "resize").numpy()
+    around = ((0, 0), (0, 0), (9, 10), (9, 10))  # more than the image itself
+    np.testing.assert_array_equal(
+        seen(images, "val", 9, "mirror").numpy(), np.pad(resized, around, mode="symmetric")
+    )
+    assert torch.equal(seen(images, "val", 40, "mirror"), seen(images, "val", 40, "pad"))
     start = (40 - 28) // 2
     torch.testing.assert_close(
         seen(images, "val", 40, "pad"),
