@@ -16,9 +16,12 @@ import dogmed.models  # noqa: F401  (registers our families in timm)
 from dogmed.errors import ConfigError
 from dogmed.inference.classifier import Classifier
 from dogmed.inference.explain_maps import Explainer
+from dogmed.inference.explain_page import Shown, page
+from dogmed.inference.explain_pictures import draw
 from dogmed.inference.pictures import Picture, read
 from dogmed.models.folding import reparameterize
 from dogmed.models.trained import Trained
+from dogmed.plots import write_figure
 from dogmed.weights.records import DataRecord, WeightsRecord
 
 SIZE = 64
@@ -161,8 +164,7 @@ def test_layers_whose_next_works_in_place_can_be_explained() -> None:
         if isinstance(module, nn.ReLU):
             module.inplace = False
     expected = [
-        plain_grad_cam(classifier, picture, "bn1", lambda z, k=k: z[:, k])[0]
-        for k in range(3)
+        plain_grad_cam(classifier, picture, "bn1", lambda z, k=k: z[:, k])[0] for k in range(3)
     ]
     close(np.stack(found), np.stack(expected))
 
@@ -269,3 +271,24 @@ def test_what_has_no_grad_cam_is_one_line(
     with pytest.raises(ConfigError, match=told) as raised:
         Explainer(make(name, **options), layer)
     assert "\n" not in str(raised.value)
+
+
+def test_a_row_is_drawn_for_each_label_and_an_empty_map_is_told(tmp_path: Path) -> None:
+    picture = make_picture()
+    classifier = make("dognext_test", "multi-label")
+    classifier.model.get_classifier().bias.data.fill_(20.0)
+    explainer = Explainer(classifier)
+    found = explainer.explain(picture)
+    weight = classifier.model.get_classifier().weight.data
+    weight[1] = 0  # nothing speaks for the second
+    found[1:2] = explainer.explain(picture, 1)
+    assert found[1].peak is None and not found[1].heat.any() and found[1].kernels == ()
+    figure = draw(explainer, picture, found, "bright")
+    titles = [ax.get_title() for ax in figure.axes]
+    assert sum(title.startswith(("a: ", "b: ", "c: ")) for title in titles) == 3
+    assert sum("none speaks for it" in title for title in titles) == 1
+    labels = [ax.get_ylabel() for ax in figure.axes]
+    assert labels.count("the map is 0 everywhere") == 1
+    assert write_figure(figure, tmp_path / "it.png").stat().st_size > 10_000
+    text = page(explainer, [Shown(picture, found, "bright")], ["it is empty"])
+    assert text.count("<figure>") == 9 and "the map is 0 everywhere" in text
