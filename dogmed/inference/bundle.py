@@ -21,6 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from dogmed import __version__
+from dogmed.data.folder import SUFFIXES
 from dogmed.inference.classifier import Classifier
 from dogmed.inference.likeness import channels
 from dogmed.models.folding import reparameterize
@@ -29,7 +30,6 @@ from dogmed.weights.exporting import fold, why_not_plain
 
 CONFIG, METADATA, WEIGHTS = "configs/inference.json", "configs/metadata.json", "models/model.pt"
 PREDICTIONS = "predictions.csv"
-_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 
 
 def write_bundle(classifier: Classifier, folder: Path, licence: str) -> None:
@@ -115,7 +115,7 @@ def _inference(classifier: Classifier, definition: dict[str, Any]) -> dict[str, 
         "device": "$torch.device('cuda:0' if torch.cuda.is_available() else 'cpu')",
         "files": (
             "$sorted(str(f) for f in pathlib.Path(@dataset_dir).rglob('*') "
-            f"if f.suffix.lower() in {_SUFFIXES})"
+            f"if f.suffix.lower() in {(*SUFFIXES, '.webp')})"
         ),
         "network_def": definition,
         "network": "$@network_def.to(@device)",

@@ -12,13 +12,13 @@ from dogmed.config import read_yaml
 from dogmed.data.progress import Quiet
 from dogmed.data.store import plan, prepare
 from dogmed.data.tasks import official_tasks
-from dogmed.errors import DataError, DogmedError
+from dogmed.errors import DogmedError
 from dogmed.inference.classifier import Classifier
+from dogmed.inference.inputs import find_images
 from dogmed.models.trained import Trained
 
 COUNT = 16
 """As many are compared as this, or as there are."""
-_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".dcm")
 
 
 class Images(NamedTuple):
@@ -38,13 +38,8 @@ def given_images(classifier: Classifier, paths: Sequence[Path]) -> Images:
     Raises:
         DataError: there is none, or one cannot be read.
     """
-    files: list[Path] = []
-    for path in paths:
-        inside = sorted(path.rglob("*")) if path.is_dir() else [path]
-        files += [f for f in inside if f == path or f.suffix.lower() in _SUFFIXES]
+    files = find_images(paths).files
     pictures = [p for file in files[:COUNT] for p in classifier.read(file, str(file))][:COUNT]
-    if not pictures:
-        raise DataError(f"--images: there is no image in {', '.join(map(str, paths))}")
     pixels = np.stack([_rgb(picture.pixels) for picture in pictures])
     return Images(pixels, f"{len(pixels)} images given with --images")
 

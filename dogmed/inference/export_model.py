@@ -240,12 +240,19 @@ def _write_graph(
     module = graph.graph_module(classifier, with_preprocessing)
     pixels = np.repeat(images.pixels[:1], 2, axis=0)
     example = graph_input(classifier, with_preprocessing)(pixels)
-    program = graph.trace(module, example)
     told = _told(classifier, example, output)
-    if format == "onnx":
-        graph.write_onnx(program, folder, output, told)
-    else:
-        graph.write_torch(program, folder)
+    try:
+        program = graph.trace(module, example)
+        if format == "onnx":
+            graph.write_onnx(program, folder, output, told)
+        else:
+            graph.write_torch(program, folder)
+    except (
+        RuntimeError
+    ) as error:  # what both exporters raise, and what PyTorch makes of a full disk
+        raise WeightsError(
+            f"{told['model']} cannot be exported as {format}: {reason(error)}; nothing was written"
+        ) from error
     text = graph.as_json(told)
     (folder / RECORD).write_text(text + "\n", encoding="utf-8")
 

@@ -243,7 +243,7 @@ def test_given_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
 def test_official_images_at_hand(real_data: Path, tmp_path: Path) -> None:
     data = dataclasses.replace(RECORD.data, name="breastmnist", source="official", kind="binary",
                                size=28, source_size=28, classes=("a", "b"), channels=1)  # fmt: skip
-    path = make(tmp_path, **MODELS["convnext"], data=data, num_classes=2)
+    path = make(tmp_path, data=data, num_classes=2)
     done = export_model(
         str(path), "timm", tmp_path / "out",
         data_dir=real_data / "medmnist", cache_dir=tmp_path / "cache",
@@ -257,8 +257,8 @@ def test_official_images_at_hand(real_data: Path, tmp_path: Path) -> None:
         (("--format", "tim"), "timm"),
         (("--format", "timm", "--with-preprocessing"), "--with-preprocessing is for onnx"),
         (("--format", "timm", "--out", "{}"), "is there already and not empty"),
-        (("--format", "timm", "--images", "{}/none.png"), "no such file"),
-        (("--format", "timm", "--images", "{}/empty"), "there is no image in"),
+        (("--format", "timm", "--images", "{}/none.png"), "there is no file or folder"),
+        (("--format", "timm", "--images", "{}/empty"), "has no image, at or below it"),
     ],
 )
 def test_wrong_input_is_one_line(
