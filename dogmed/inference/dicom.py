@@ -25,7 +25,7 @@ def read_dicom(path: Path, name: str, max_pixels: int) -> tuple[Image.Image, tup
 
     Raises:
         ConfigError: pydicom is not installed.
-        DataError: the file cannot be decoded, is too large, or holds several frames.
+        DataError: the file cannot be decoded, is too large, or holds no image, several, or a palette's.
     """
     if importlib.util.find_spec("pydicom") is None:
         raise ConfigError(
@@ -39,10 +39,16 @@ def read_dicom(path: Path, name: str, max_pixels: int) -> tuple[Image.Image, tup
     reader = PydicomReader(swap_ij=False)
     try:
         dataset: Any = reader.read(path)
+        if "Rows" not in dataset or "Columns" not in dataset:
+            raise DataError(f"{name} is DICOM without an image")
         frames = int(dataset.get("NumberOfFrames") or 1)
         height, width = int(dataset.Rows), int(dataset.Columns)
         if frames > 1:
             raise DataError(f"{name} has {frames} frames: save the one to classify")
+        if dataset.get("PhotometricInterpretation") == "PALETTE COLOR":
+            raise DataError(
+                f"{name} is DICOM with a palette, whose numbers are no shades: save it as RGB"
+            )
         if height * width > max_pixels:
             raise DataError(f"{name}: an image of {width}×{height} pixels, over {max_pixels:,}")
         values, _ = reader.get_data(dataset)
@@ -59,7 +65,9 @@ def _eight_bits(values: np.ndarray, dataset: Any) -> tuple[Image.Image, tuple[st
     if values.ndim == 3 and values.dtype == np.uint8:
         return Image.fromarray(values), ()
     if values.ndim != 2:
-        raise ValueError(f"its pixels have shape {values.shape}")
+        raise ValueError(
+            f"expected grey, or colours of 8 bits; it has {values.dtype} {values.shape}"
+        )
     values = values.astype(np.float64)
     center, width = (_first(dataset.get(f"Window{what}")) for what in ("Center", "Width"))
     note: tuple[str, ...] = ()

@@ -80,6 +80,7 @@ def test_without_a_window_the_lowest_value_is_black_and_that_is_told(write) -> N
     "facts, words",
     [
         ({"NumberOfFrames": 3}, "has 3 frames"),
+        ({"PhotometricInterpretation": "PALETTE COLOR"}, "with a palette"),
         ({"Rows": 20_000, "Columns": 20_000}, "over 100"),
         ({"PixelData": bytes(10)}, "cannot be decoded"),
         ({"Rows": None}, "cannot be decoded"),
@@ -92,9 +93,21 @@ def test_what_is_not_one_picture_is_told_in_one_line(write, facts, words) -> Non
     assert "\n" not in str(error.value)
 
 
+def test_dicom_without_an_image_is_told_in_one_line(write: Callable[..., Path]) -> None:
+    import pydicom
+
+    path = write(np.zeros((SIZE, SIZE), np.uint16))
+    dataset = pydicom.dcmread(path)
+    for name in ("Rows", "Columns", "PixelData"):
+        delattr(dataset, name)
+    dataset.save_as(path)
+    with pytest.raises(DataError, match="is DICOM without an image"):
+        read_one(path)
+
+
 def test_a_cut_file_is_told_in_one_line(write: Callable[..., Path]) -> None:
     path = write(np.zeros((SIZE, SIZE), np.uint16))
-    path.write_bytes(path.read_bytes()[:300])
+    path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(DataError, match="cannot be decoded"):
         read_one(path)
 
