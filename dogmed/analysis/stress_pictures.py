@@ -90,14 +90,16 @@ def _tile_name(stress: Stress, severity: int) -> str:
 
 
 def _resolutions(ax: Axes, told: Sequence[Told]) -> None:
+    shown: set[int] = set()
     for k, one in enumerate(told):
         rows: list[Row] = [r for r in one.rows if r.stress is not None and not r.stress.corrupts]
         sides = [r.stress.strengths[0] for r in rows if r.stress is not None]
+        sides.append(one.subject.images.size)
         scores = [*(r.score(ERROR) for r in rows), one.clean.score(ERROR)]
-        _line(ax, [*sides, one.subject.images.size], scores, k, one.subject.title)
-    sides = sorted({side for line in ax.get_lines() for side in line.get_xdata()})
+        _line(ax, sides, scores, k, one.subject.title)
+        shown |= set(sides)
     ax.set_xscale("log", base=2)
-    ax.set_xticks(sides, [f"{side:g}" for side in sides])
+    ax.set_xticks(sorted(shown), [str(side) for side in sorted(shown)])
     ax.minorticks_off()
     ax.set_title("resolution, px", fontsize=8)
 

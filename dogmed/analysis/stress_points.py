@@ -62,7 +62,8 @@ class Subject:
         assert isinstance(images, TaskImages)
         colour = images.prepared.task.channels == 3
         corruptions = chosen(benchmark_of(images), config.corruptions, colour=colour)
-        lowered = resolutions(config.resolution or RESOLUTIONS, images.size)
+        sides = [int(side) for side in config.resolution]
+        lowered = resolutions(sides or RESOLUTIONS, images.size)
         if config.resolution and not lowered:
             raise ConfigError(
                 f"--resolution {' '.join(map(str, config.resolution))}: {title} was trained at {images.size} "

@@ -61,7 +61,7 @@ def _foreign(told: Told, result: Any, whole: bool) -> str | None:
     names = [f"{SPLIT}_{what}.npy" for what in ("images", "labels")]
     if hashes is None or any(hashes.get(name) != files[name]["sha256"] for name in names):
         return "these are not the test images that the run was scored on"
-    return None if whole else "of some corruptions alone"
+    return None if whole else "a set that was named with --corruptions is no summary of the run"
 
 
 def _section(told: Told, reference: Reference | None) -> dict[str, Any]:

@@ -63,7 +63,8 @@ def metric_table(metric: str, told: Sequence[Told], reference: Reference | None)
     normalised = metric == ERROR and reference is not None
     severities = [str(severity) for severity in range(1, SEVERITIES + 1)]
     head = ["model", "group", "what", *severities, "mean", "minus clean"]
-    table = Table(f"{NAMES[metric]}, %, test, by severity", head, printed=metric == ERROR)
+    name = NAMES[metric][0].upper() + NAMES[metric][1:]
+    table = Table(f"{name}, %, test, by severity", head, printed=metric == ERROR)
     table.head += ["BE", "rBE"] if normalised else []
     for one in told:
         blank = ["·"] * SEVERITIES
