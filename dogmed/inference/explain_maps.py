@@ -119,7 +119,8 @@ class Explainer:
         watched = _Watched(
             self.classifier, self.layer.name, self.dog
         ).eval()  # MONAI goes back to its mode
-        cam = GradCAM(watched, ("cells",) if self.dog is None else ("cells", "responses"))
+        places: Any = ("cells",) if self.dog is None else ("cells", "responses")
+        cam = GradCAM(watched, places)
         with torch.enable_grad():
             maps = cam.compute_map(images.clone().requires_grad_(), class_idx=label, layer_idx=0)
         side = picture.pixels.shape[0]
@@ -260,8 +261,10 @@ def _stages(model: Any) -> list[str]:
 
 
 def _refuse_derivatives(model: nn.Module) -> None:
-    centred = isinstance(model, GaussDerResNet) and model.selection == "center"
-    if centred and not model.last.zero_order:
+    if not isinstance(model, GaussDerResNet) or model.selection != "center":
+        return
+    last: Any = model.last
+    if not last.zero_order:
         raise ConfigError(
             "a GaussDerResNet that selects the centre and has no zero order has no Grad-CAM: its last layer "
             "takes derivatives, whose gradient has the mean 0 over every map"
