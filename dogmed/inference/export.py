@@ -15,15 +15,13 @@ class ExportConfig:
     """Write a fine-tuned network in a form that others open, with a model card."""
 
     model: str
-    """Folder of a finished run, .safetensors file, name of dogmed weights list, or id of an MLflow run; may come
-    first, without --model."""
+    """Finished run's folder, .safetensors file, name of the store or MLflow run's id; comes first, bare."""
     format: Format
     """timm and monai-bundle: a folder that these open; onnx and torch-export: a graph with its weights."""
     out: Path | None = None
     """Folder to be made; None is MODEL-TASK-FORMAT here."""
     with_preprocessing: bool = False
-    """onnx and torch-export: take uint8 images and give calibrated probabilities, in place of normalised images
-    and logits."""
+    """onnx and torch-export: uint8 images in, calibrated probabilities out; else normalised ones and logits."""
     images: tuple[Path, ...] = ()
     """Images, or folders of them, on which the export is compared; by default the task's test split."""
     data_dir: Path | None = None
