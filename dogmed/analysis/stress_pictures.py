@@ -58,21 +58,26 @@ def examples(subject: Subject, title: str) -> Figure:
     """One image as it is and at each severity, a row a corruption; lowered resolutions in a row of their own."""
     lowered = [stress for stress in subject.stresses if not stress.corrupts]
     strips = [(s.title, [(s, k) for k in range(1, SEVERITIES + 1)]) for s in subject.corruptions]
-    strips += [("resolution", [(s, 1) for s in lowered])] if lowered else []
-    width = 1 + max(len(tiles) for _, tiles in strips)
-    figure = Figure(figsize=(TILE * width + 1.2, TILE * len(strips) + 0.5), layout="constrained")
-    grid = figure.subplots(len(strips), width, squeeze=False)
-    for number, (row, (name, tiles)) in enumerate(zip(grid, strips, strict=True)):
-        row[0].set_ylabel(name, fontsize=7, rotation=0, ha="right", va="center")
-        clean = np.asarray(subject.images.prepared.images(SPLIT)[SHOWN])
-        shown = [("clean", clean), *((_tile_name(*t), _stressed(subject, *t)) for t in tiles)]
-        for ax in row:
-            ax.set(xticks=[], yticks=[])
-            ax.spines[:].set_visible(False)
-        for ax, (head, pixels) in zip(row, shown, strict=False):
-            ax.imshow(pixels, cmap="gray" if pixels.ndim == 2 else None, vmin=0, vmax=255)
-            if number == 0 or not tiles[0][0].corrupts:
-                ax.set_title(head, fontsize=7)
+    if lowered:
+        sides = ", ".join(str(stress.strengths[0]) for stress in lowered)
+        strips.append((f"{sides} px", [(stress, 1) for stress in lowered]))
+    clean = np.asarray(subject.images.prepared.images(SPLIT)[SHOWN])
+    side, columns = len(clean), 1 + max(len(tiles) for _, tiles in strips)
+    step = side + max(1, side // 12)
+    canvas = np.full((step * len(strips), step * columns, *clean.shape[2:]), 255, dtype=np.uint8)
+    for row, (_, tiles) in enumerate(strips):
+        for column, pixels in enumerate([clean, *(_stressed(subject, *tile) for tile in tiles)]):
+            top, left = row * step, column * step
+            canvas[top : top + side, left : left + side] = pixels
+    size = (TILE * columns + 1.2, TILE * len(strips) + 0.6)
+    figure = Figure(figsize=size, layout="constrained")
+    ax = figure.subplots()
+    ax.imshow(canvas, cmap="gray" if canvas.ndim == 2 else None, vmin=0, vmax=255)
+    heads = ["clean", *map(str, range(1, columns))]
+    ax.set_xticks([column * step + side / 2 for column in range(columns)], heads)
+    ax.set_yticks([row * step + side / 2 for row in range(len(strips))], [n for n, _ in strips])
+    ax.tick_params(length=0, labelsize=7, top=True, labeltop=True, bottom=False, labelbottom=False)
+    ax.spines[:].set_visible(False)
     figure.suptitle(title, fontsize=9)
     return figure
 
@@ -83,10 +88,6 @@ def _stressed(subject: Subject, stress: Stress, severity: int) -> np.ndarray:
         subject.images, seen, stress, severity, seed=subject.config.seed, workers=1
     )
     return images.image(SPLIT, SHOWN)
-
-
-def _tile_name(stress: Stress, severity: int) -> str:
-    return f"severity {severity}" if stress.corrupts else stress.name
 
 
 def _resolutions(ax: Axes, told: Sequence[Told]) -> None:
