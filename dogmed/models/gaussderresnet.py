@@ -10,8 +10,8 @@ these; the selection of a point of the image, or of the largest response; the de
 variant. Ours, where the abstracts are silent: depths, widths and scales of the variants; a block's
 layers have one scale, which grows from block to block; the order of normalisation, ReLU and skip;
 a linear classifier behind the last layer; a stem that may stride; Gaussians integrated over cells of
-the image (`sampling.py`) instead of their discrete analogue, and layers computed as products with
-matrices, which cost the same whatever the scale.
+the image (`sampling.py`) instead of their discrete analogue, and how layers are computed
+(`gaussder.py`).
 
 Covariance: an image enlarged by a factor f gives in scale channel sigma * f, at corresponding points,
 what the image gives in channel sigma. Nothing else in the network knows of positions or scales: a skip,
@@ -21,157 +21,27 @@ ReLU, 1x1 convolution or batch norm with its running statistics is the same at e
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import trunc_normal_
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import (
+    build_model_with_cfg,
+    checkpoint_seq,
+    generate_default_cfgs,
+    register_model,
+)
 from torch import Tensor, nn
 
 from dogmed.errors import ConfigError
 from dogmed.models.dog import check_choice
-from dogmed.models.sampling import SIGMA_LIMIT, derivative_matrices
+from dogmed.models.gaussder import GaussianDerivative2d, Pointwise
+from dogmed.models.sampling import SIGMA_LIMIT
 
-ORDERS = 3
-"""Derivatives along an axis: none, first, second."""
-
-
-class GaussianDerivative2d(nn.Module):
-    """Learned linear combinations of Gaussian derivatives up to second order, at several scales.
-
-    The derivatives are scale-normalised (d/dx times sigma), so that one set of weights means the
-    same at each scale. Maps are laid out as (S, C, H, B, W): the derivatives along y, those along x and
-    the combination of channels are then products of matrices, without a copy between them.
-
-    Args:
-        in_channels: channels of the input.
-        out_channels: channels of the output.
-        sigmas: scale of each scale channel, in cells of the input.
-        zero_order: combine the smoothed maps themselves too.
-        separable: combine the derivatives of each channel apart, then mix channels: C (P + C')
-            weights in place of C P C', P derivatives.
-    """
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        sigmas: tuple[float, ...],
-        *,
-        zero_order: bool = False,
-        separable: bool = False,
-    ) -> None:
-        super().__init__()
-        self.in_channels, self.out_channels = in_channels, out_channels
-        self.sigmas, self.zero_order, self.separable = sigmas, zero_order, separable
-        terms = [(p, q) for p in range(ORDERS) for q in range(ORDERS - p)]  # along y, along x
-        self.terms = tuple(terms if zero_order else terms[1:])
-        shape = (in_channels,) if separable else (out_channels, in_channels)
-        self.weight = nn.Parameter(torch.empty(len(self.terms), *shape))
-        fan_in = len(self.terms) * (1 if separable else in_channels)
-        nn.init.normal_(self.weight, std=fan_in**-0.5)
-        self.pointwise = Pointwise(in_channels, out_channels) if separable else None
-        self._kept: dict[Any, Tensor] = {}
-
-    def forward(self, x: Tensor, cells: tuple[int, int] | None = None) -> Tensor:
-        """(S, C, H, B, W) -> (S, C', H', B, W')
-
-        Args:
-            x: maps of each scale channel.
-            cells: H' and W', the grid on which the derivatives are taken; None is the input's. (1, 1)
-                is the centre alone.
-        """
-        scales, channels, height, batch, width = x.shape
-        rows, columns = (height, width) if cells is None else cells
-        x = x.reshape(scales, channels, height, batch * width)
-        along_y = [m[:, None] @ x for m in self._matrices(height, rows, x)]  # (S, C, H', B W)
-        along_x = self._matrices(width, columns, x)
-        combine = self._combine_apart if self.separable else self._combine
-        x = combine(along_y, along_x, (scales, rows * batch, width))
-        x = x.view(scales, -1, rows, batch, columns)
-        return x if self.pointwise is None else self.pointwise(x)
-
-    def _combine(
-        self, along_y: list[Tensor], along_x: Tensor, shape: tuple[int, int, int]
-    ) -> Tensor:
-        """Sum over the terms, each with weights for every pair of channels: (S, C' H' B, W')."""
-        scales, _, width = shape
-        mixed: list[Tensor | None] = [None] * ORDERS
-        for weight, (p, q) in zip(self.weight, self.terms, strict=True):
-            maps = along_y[p].view(scales, self.in_channels, -1)
-            weight = weight.expand(scales, -1, -1)
-            before = mixed[q]
-            mixed[q] = weight @ maps if before is None else torch.baddbmm(before, weight, maps)
-        return _sum_of_products(
-            [m.view(scales, -1, width) for m in mixed if m is not None], along_x.mT
-        )
-
-    def _combine_apart(
-        self, along_y: list[Tensor], along_x: Tensor, shape: tuple[int, int, int]
-    ) -> Tensor:
-        """Sum over the terms, each with a weight for every channel: (S C, H' B, W')."""
-        scales, lines, width = shape
-        orders = range(ORDERS)
-        matrices = []
-        for p in orders:
-            used = [i for i, term in enumerate(self.terms) if term[0] == p]
-            derivatives = along_x[[self.terms[i][1] for i in used]]  # (Q, S, W', W)
-            matrix = torch.einsum("qc,qsvw->scwv", self.weight[used], derivatives)
-            matrices.append(matrix.flatten(0, 1).to(along_y[p]))
-        return _sum_of_products(
-            [along_y[p].view(scales * self.in_channels, lines, width) for p in orders], matrices
-        )
-
-    def _matrices(self, cells_in: int, cells_out: int, like: Tensor) -> Tensor:
-        """The matrices of each order and scale channel, (3, S, out, in), made once for a size."""
-        key = (cells_in, cells_out, like.device, like.dtype)
-        if torch.compiler.is_compiling():
-            return sampled(self.sigmas, cells_in, cells_out).to(like)
-        if key not in self._kept:
-            with torch.inference_mode(False):  # training may use them next
-                self._kept[key] = sampled(self.sigmas, cells_in, cells_out).to(like)
-        return self._kept[key]
-
-    def extra_repr(self) -> str:
-        sigmas = ", ".join(f"{sigma:.3g}" for sigma in self.sigmas)
-        options = f"zero_order={self.zero_order}, separable={self.separable}"
-        return f"{self.in_channels}, {self.out_channels}, sigmas=({sigmas}), {options}"
-
-
-def _sum_of_products(left: Sequence[Tensor], right: Sequence[Tensor] | Tensor) -> Tensor:
-    """Sum of batched matrix products."""
-    total = torch.bmm(left[0], right[0])
-    for a, b in zip(left[1:], right[1:], strict=True):
-        total = torch.baddbmm(total, a, b)
-    return total
-
-
-@torch.compiler.assume_constant_result
-def sampled(sigmas: tuple[float, ...], cells_in: int, cells_out: int) -> Tensor:
-    """Derivative matrices of several scales, (3, S, out, in)."""
-    made = [derivative_matrices(sigma, cells_in, cells_out, ORDERS - 1) for sigma in sigmas]
-    return torch.stack(made, dim=1)
-
-
-class Pointwise(nn.Module):
-    """1x1 convolution, without a bias, of maps in this file's layout.
-
-    Args:
-        in_channels: channels of the input.
-        out_channels: channels of the output.
-    """
-
-    def __init__(self, in_channels: int, out_channels: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(out_channels, in_channels))
-        nn.init.normal_(self.weight, std=in_channels**-0.5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(S, C, H, B, W) -> (S, C', H, B, W)"""
-        return (self.weight @ x.flatten(2)).unflatten(2, x.shape[2:])
+SIGMA_MOST = 128.0
+"""Largest scale of a layer, in cells: sampling takes 14 times as many cells at once."""
 
 
 class GaussDerBlock(nn.Module):
@@ -251,14 +121,17 @@ class GaussDerResNet(nn.Module):
             raise ConfigError(
                 f"GaussDerResNet: dims and stride must be at least 1, got {dims!r} and {stride!r}"
             )
-        self.channel_scales = channel_scales(sigma, scale_channels, channel_ratio, growth)
+        self.channel_scales = channel_scales(
+            sigma, scale_channels, channel_ratio, growth ** (len(dims) + 1)
+        )
         self.num_classes, self.num_features = num_classes, dims[-1]
         self.head_hidden_size = dims[-1]
         self.dims, self.stride, self.growth = tuple(dims), stride, growth
         self.pooling, self.selection = pooling, selection
+        self.grad_checkpointing = False
         options = {"zero_order": zero_order, "separable": separable}
         self.stem = GaussianDerivative2d(
-            in_chans, dims[0], self._sigmas(0, stride), zero_order=zero_order
+            in_chans, dims[0], self._sigmas(0, stride), zero_order=zero_order, pitch=stride
         )
         self.stem_norm = nn.BatchNorm3d(dims[0])
         self.blocks = nn.Sequential(
@@ -280,8 +153,16 @@ class GaussDerResNet(nn.Module):
         """Return the classifier, as timm's models do."""
         return self.fc
 
-    def reset_classifier(self, num_classes: int) -> None:
-        """Put a new classifier in place; 0 leaves it out."""
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Put a new classifier in place; 0 leaves it out.
+
+        Raises:
+            ConfigError: a pooling is named: ``selection`` and ``pooling`` are what there is.
+        """
+        if global_pool is not None:
+            raise ConfigError(
+                f"GaussDerResNet: has no global_pool (got {global_pool!r}): give selection and pooling"
+            )
         self.num_classes = num_classes
         self.fc = nn.Identity()
         if num_classes > 0:
@@ -289,23 +170,41 @@ class GaussDerResNet(nn.Module):
             trunc_normal_(self.fc.weight, std=0.02)
             nn.init.zeros_(self.fc.bias)
 
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Keep no maps inside blocks for the backward pass, which computes them again."""
+        self.grad_checkpointing = enable
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Parameters by depth, as timm groups them."""
+        return {"stem": r"^stem", "blocks": r"^blocks\.(\d+)"}
+
+    def blind_channels(self, side: int) -> int:
+        """Count the scale channels that tell little of a ``side`` x ``side`` image.
+
+        Their last layer smooths over more than half of it on either side, so that its derivatives vanish.
+        """
+        cells = self.stem.cells(side)
+        return sum(sigma > cells / 2 for sigma in self.last.sigmas)
+
     def forward_features(self, x: Tensor) -> Tensor:
-        """(B, in_chans, H, W) -> (S, C, H', B, W'); H' = W' = 1, the centre, with its selection."""
-        cells = (max(1, round(x.shape[2] / self.stride)), max(1, round(x.shape[3] / self.stride)))
+        """(B, in_chans, H, W) -> (B, S, C, H', W'); H' = W' = 1, the centre, with its selection."""
         x = x.permute(1, 2, 0, 3).expand(len(self.channel_scales), -1, -1, -1, -1)
-        x = F.relu(self.stem_norm(self.stem(x, cells)))
-        x = self.blocks(x)
-        x = self.last(x, (1, 1) if self.selection == "center" else cells)
-        return F.relu(self.last_norm(x))
+        x = F.relu(self.stem_norm(self.stem(x)))
+        if self.grad_checkpointing and not torch.jit.is_scripting():
+            x = checkpoint_seq(self.blocks, x)
+        else:
+            x = self.blocks(x)
+        x = self.last(x, (1, 1) if self.selection == "center" else None)
+        return F.relu(self.last_norm(x)).permute(3, 0, 1, 2, 4)
 
     def forward_channels(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Score the features of each scale channel: (S, C, H', B, W') -> (S, B, classes).
+        """Score the features of each scale channel: (B, S, C, H', W') -> (S, B, classes).
 
         Args:
             x: what :meth:`forward_features` returns.
             pre_logits: leave the classifier out; "max" is then that of each feature.
         """
-        x = x.permute(0, 3, 2, 4, 1)  # (S, B, H', W', C)
+        x = x.permute(1, 0, 3, 4, 2)  # (S, B, H', W', C)
         if self.selection == "avg":
             x = x.mean((2, 3), keepdim=True)
         x = self.head_drop(x)
@@ -313,7 +212,9 @@ class GaussDerResNet(nn.Module):
         return x.amax((2, 3))
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """(S, C, H', B, W') -> (B, classes), or (B, C) before the classifier."""
+        """(B, S, C, H', W') -> (B, classes), or (B, C) before the classifier.
+
+        Features are pooled as scores are; what is classified afterwards is not the pooled score."""
         x = self.forward_channels(x, pre_logits)
         if self.pooling == "max":
             return x.amax(0)
@@ -329,8 +230,14 @@ def channel_scales(
 ) -> tuple[float, ...]:
     """Return the scale of each channel's stem, in cells.
 
+    Args:
+        sigma: of the finest channel.
+        scale_channels: number of channels.
+        channel_ratio: ratio of the scales of neighbouring channels.
+        growth: ratio of the scales of the last layer and the stem.
+
     Raises:
-        ConfigError: there is none, or one is below the sampling limit.
+        ConfigError: there is none, two are equal, or one is below the sampling limit or too large.
     """
     if scale_channels < 1:
         raise ConfigError(
@@ -341,9 +248,18 @@ def channel_scales(
             f"GaussDerResNet: sigma must be at least {SIGMA_LIMIT} cells, below which Gaussian derivatives "
             f"cannot be sampled, got {sigma!r}"
         )
-    for name, ratio in (("channel_ratio", channel_ratio), ("growth", growth)):
-        if not 1 <= ratio <= 8:
-            raise ConfigError(f"GaussDerResNet: {name} must be from 1 to 8, got {ratio!r}")
+    if not growth >= 1:
+        raise ConfigError("GaussDerResNet: growth must be at least 1: scales grow with depth")
+    if scale_channels > 1 and not channel_ratio > 1:
+        raise ConfigError(
+            f"GaussDerResNet: channel_ratio must be above 1, got {channel_ratio!r}: scale channels differ"
+        )
+    largest = sigma * growth * channel_ratio ** (scale_channels - 1)
+    if not largest <= SIGMA_MOST:
+        raise ConfigError(
+            f"GaussDerResNet: the last layer's scale in the coarsest channel must be at most {SIGMA_MOST:g} "
+            f"cells, got {largest:.4g}: give a smaller sigma, growth, channel_ratio or scale_channels"
+        )
     return tuple(sigma * channel_ratio**i for i in range(scale_channels))
 
 
@@ -356,7 +272,6 @@ def _cfg(**kwargs: Any) -> dict[str, Any]:
         "interpolation": "bicubic",
         "mean": IMAGENET_DEFAULT_MEAN,
         "std": IMAGENET_DEFAULT_STD,
-        "first_conv": "stem",
         "classifier": "fc",
         "license": "apache-2.0",
         **kwargs,
@@ -375,6 +290,8 @@ default_cfgs = generate_default_cfgs(
 
 
 def _create(variant: str, pretrained: bool, **kwargs: Any) -> GaussDerResNet:
+    if kwargs.get("features_only"):
+        raise ConfigError(f"{variant} has maps of one size at several scales: no features_only")
     return build_model_with_cfg(GaussDerResNet, variant, pretrained, **kwargs)
 
 

@@ -93,20 +93,23 @@ SIGMA_LIMIT = 0.7
 structure are those of another scale (tests/models/test_sampling.py has the errors)."""
 
 
-def derivative_matrices(sigma: float, cells_in: int, cells_out: int, order: int = 2) -> Tensor:
+def derivative_matrices(
+    sigma: float, cells_in: int, cells_out: int, order: int = 2, *, pitch: float = 1.0
+) -> Tensor:
     """Make matrices that take scale-normalised Gaussian derivatives of a line of cells.
 
-    Row i of matrix n gives sigma^n d^n/dx^n of the line, smoothed by a Gaussian, at the centre of the
-    i-th of ``cells_out`` equal parts of it. Outside, the line goes on as its mirror image, edge cells
-    repeated: mirroring then commutes with rescaling. Entries are integrals over cells, as everywhere
-    here; a cell has a variance of 1/12 itself, which the integrated Gaussian goes without, so that
-    the smoothing has the variance sigma^2.
+    Row i of matrix n gives sigma^n d^n/dx^n of the line, smoothed by a Gaussian, at the i-th of
+    ``cells_out`` points, ``pitch`` apart, in whose middle is the middle of the line. Outside, the
+    line goes on as its mirror image, edge cells repeated: mirroring then commutes with rescaling.
+    Entries are integrals over cells, as everywhere here; a cell has a variance of 1/12 itself, which
+    the integrated Gaussian goes without, so that the smoothing has the variance sigma^2.
 
     Args:
         sigma: standard deviation of the smoothing, in input cells.
         cells_in: cells of the line.
         cells_out: points at which the derivatives are taken.
         order: highest derivative, 0 to 2.
+        pitch: input cells from one point to the next.
 
     Returns:
         (order + 1, cells_out, cells_in), float64, on the CPU.
@@ -121,7 +124,8 @@ def derivative_matrices(sigma: float, cells_in: int, cells_out: int, order: int 
         )
     exact: dict[str, Any] = {"dtype": torch.float64, "device": "cpu"}
     reach = math.ceil(7 * sigma)  # a Gaussian's tail beyond it is below 3e-12
-    centers = (torch.arange(cells_out, **exact) + 0.5) * (cells_in / cells_out)
+    points = torch.arange(cells_out, **exact) - (cells_out - 1) / 2
+    centers = cells_in / 2 + pitch * points
     edges = torch.arange(-reach, cells_in + reach + 1, **exact) - centers[:, None]
     width = torch.full((cells_out,), math.sqrt(sigma**2 - 1 / 12), **exact)
     integrals = gaussian_integrals(width, edges, order).movedim(-2, 0)  # (P, out, reached)

@@ -12,10 +12,11 @@ import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dogmed.errors import ConfigError
 from dogmed.models import GaussDerResNet
-from dogmed.models.gaussderresnet import GaussianDerivative2d
+from dogmed.models.gaussder import KEPT, GaussianDerivative2d
 from dogmed.models.sampling import derivative_matrices
 
 NAMES = [name for name in timm.list_models("gaussderresnet_*") if not name.endswith("_test")]
@@ -117,7 +118,7 @@ def test_pooled_scores_are_the_same_at_both_scales(pooling: str) -> None:
         side = round(16 * sigma / 0.75)
         with torch.no_grad():
             small, large = net.forward_features(scene(side)), net.forward_features(scene(2 * side))
-            both = net.forward_head(small[:-1]), net.forward_head(large[1:])
+            both = net.forward_head(small[:, :-1]), net.forward_head(large[:, 1:])
         errors[sigma] = rms(both[1] - both[0], both[0])
     assert errors[3.0] < min(errors[0.75] / 8, 0.01), errors
 
@@ -213,8 +214,11 @@ def test_kept_matrices_are_no_state_and_follow_type_and_copy() -> None:
         ({"scale_channels": 0}, ["scale_channels must be at least 1", "0"]),
         ({"sigma": 0.3}, ["sigma must be at least 0.7", "0.3"]),
         ({"sigma": float("nan")}, ["sigma must be at least 0.7", "nan"]),
-        ({"channel_ratio": 0.5}, ["channel_ratio must be from 1 to 8", "0.5"]),
-        ({"growth": 0.9}, ["growth must be from 1 to 8", "0.9"]),
+        ({"channel_ratio": 1.0}, ["channel_ratio must be above 1", "1.0"]),
+        ({"growth": 8.0, "scale_channels": 5}, ["must be at most 128 cells", "growth"]),
+        ({"sigma": float("inf")}, ["must be at most 128 cells, got inf"]),
+        ({"features_only": True}, ["no features_only"]),
+        ({"growth": 0.9}, ["growth must be at least 1"]),
         ({"pooling": "maxx"}, ["pooling must be max or avg or logsumexp", "did you mean 'max'"]),
         ({"selection": "middle"}, ["selection must be center or max or avg"]),
         ({"dims": ()}, ["dims and stride"]),
@@ -228,6 +232,51 @@ def test_values_out_of_range_are_refused_with_the_limit(
     message = str(caught.value)
     assert all(word in message for word in words), message
     assert "\n" not in message
+
+
+def test_few_sizes_are_kept_and_nothing_of_a_tracer() -> None:
+    net = network(scale_channels=2)
+    with torch.no_grad():
+        for side in range(8, 8 + 2 * KEPT):
+            net(torch.zeros(1, 3, side, side, dtype=torch.float64))
+        assert all(len(m._kept) <= KEPT for m in net.modules() if hasattr(m, "_kept"))
+        assert all(not m._kept for m in copy.deepcopy(net).modules() if hasattr(m, "_kept"))
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            net(torch.zeros(1, 3, 50, 50, dtype=torch.float64))
+        assert type(net(torch.zeros(1, 3, 50, 50, dtype=torch.float64))) is torch.Tensor
+
+
+def test_checkpointed_blocks_give_the_same_gradients() -> None:
+    net = network().train()
+    gradients = []
+    for enable in (False, True):
+        net.set_grad_checkpointing(enable)
+        net.zero_grad()
+        net(scene(16)).square().sum().backward()
+        gradients.append([p.grad.clone() for p in net.parameters() if p.grad is not None])
+    for plain, again in zip(*gradients, strict=True):
+        torch.testing.assert_close(again, plain)
+
+
+def test_turned_images_give_what_turned_weights_give() -> None:
+    """Rows and columns are treated alike, of oblong images too: transposing swaps the orders."""
+    layer = GaussianDerivative2d(2, 3, (0.8, 1.7), zero_order=True, pitch=2).double()
+    turned = copy.deepcopy(layer)
+    swapped = [layer.terms.index((q, p)) for p, q in layer.terms]
+    turned.weight.data = layer.weight.data[swapped]
+    x = torch.randn(2, 2, 9, 4, 14, dtype=torch.float64)
+    assert layer(x).shape == (2, 3, 5, 4, 7)
+    torch.testing.assert_close(turned(x.transpose(2, 4)).transpose(2, 4), layer(x))
+
+
+def test_channels_that_see_little_are_counted() -> None:
+    """Their scores hardly differ from image to image; those of the others do."""
+    net = network(dims=(6, 8, 8, 8, 8, 8), sigma=0.75, scale_channels=5, channel_ratio=2**0.5)
+    with torch.no_grad():
+        spread = net.forward_channels(net.forward_features(scene(16))).std(1).mean(1)
+    blind = net.blind_channels(16)
+    assert 0 < blind < 5
+    assert spread[-blind:].max() < spread[:-blind].min()
 
 
 def test_it_compiles_to_the_same_values() -> None:

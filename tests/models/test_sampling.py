@@ -26,7 +26,8 @@ def test_matrices_are_the_derivatives_of_the_mirrored_line(
         lambda u: -u / width**2 * derivatives[0](u),
         lambda u: (u**2 / width**2 - 1) / width**2 * derivatives[0](u),
     )
-    found = derivative_matrices(sigma, cells_in, cells_out) @ torch.from_numpy(line)
+    pitch = cells_in / cells_out
+    found = derivative_matrices(sigma, cells_in, cells_out, pitch=pitch) @ torch.from_numpy(line)
     for (order, derivative), i in itertools.product(enumerate(derivatives), range(cells_out)):
         center = (i + 0.5) * cells_in / cells_out
         expected = 0.0
@@ -45,6 +46,24 @@ def test_matrices_have_the_moments_of_gaussian_derivatives(sigma: float, bound: 
     assert (matrices[0] * x**2).sum() == pytest.approx(sigma**2, rel=bound)
     assert (matrices[1] * x).sum() == pytest.approx(sigma, rel=bound)
     assert (matrices[2] * x**2 / 2).sum() == pytest.approx(sigma**2, rel=bound)
+
+
+@pytest.mark.parametrize(("cells_in", "cells_out"), [(30, 8), (29, 7), (31, 8)])
+def test_points_are_a_pitch_apart_about_the_middle(cells_in: int, cells_out: int) -> None:
+    """Of a line that rises by 1 a cell the smoothed values are the places of the points."""
+    smoothed = derivative_matrices(0.7, cells_in, cells_out, pitch=4.0)[0]
+    places = smoothed @ (torch.arange(cells_in, dtype=torch.float64) + 0.5)
+    inner = places[1:-1]
+    assert inner.diff().tolist() == pytest.approx([4.0] * (cells_out - 3), abs=1e-3)
+    assert inner.mean().item() == pytest.approx(cells_in / 2, abs=1e-3)
+
+
+def test_below_the_limit_it_would_be_another_scale(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What docs/gaussderresnet.md says of 0.5 cells."""
+    monkeypatch.setattr("dogmed.models.sampling.SIGMA_LIMIT", 0.5)
+    second = derivative_matrices(0.5, 81, 81)[2, 40]
+    x = torch.arange(81, dtype=torch.float64) - 40
+    assert ((second * x**2 / 2).sum() / 0.25).item() == pytest.approx(1.42, abs=0.005)
 
 
 def test_smoothing_twice_is_smoothing_once() -> None:
