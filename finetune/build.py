@@ -18,7 +18,7 @@ from dogmed.data.store import Plan, Prepared, plan, prepare
 from dogmed.distributed import World
 from dogmed.errors import ConfigError, DataError
 from dogmed.finetune.config import FinetuneConfig, data_options
-from dogmed.models import build_model
+from dogmed.models import GaussDerResNet, build_model
 from dogmed.models.cost import count_macs
 from dogmed.models.loading import Loaded
 from dogmed.models.scaling import BatchScale
@@ -108,6 +108,12 @@ def build_network(
     seen = loaded.data
     if seen and seen.trained_size is not None and seen.size != config.size:
         note = f"these weights were chosen for {seen.size} px: --size {seen.size}"
+        loaded = replace(loaded, notes=(*loaded.notes, note))
+    if isinstance(model, GaussDerResNet) and (blind := model.blind_channels(config.size)):
+        note = (
+            f"the coarsest {blind} of {len(model.channel_scales)} scale channels smooth over all of {config.size} "
+            "px: a larger --size or a smaller --net.stride gives them something to see"
+        )
         loaded = replace(loaded, notes=(*loaded.notes, note))
     mean, std = (seen.mean, seen.std) if seen else (tuple(cfg["mean"]), tuple(cfg["std"]))
     details = asdict(config.scale)

@@ -154,7 +154,7 @@ class Evaluation:
         assert re.fullmatch(r"[\w.+-]+", key), key
         path, made_of = self.folder / "predictions" / f"{key}.npz", self._made_of(split)
         found = _read(path, made_of, len(self.images.labels(split)))
-        if found is not None:
+        if found is not None and (found.channels is None) is not decides(self.model):
             self.points.did(self.cost(split, side, fit), None)
             return found
         began = time.monotonic()
@@ -252,10 +252,17 @@ class Evaluation:
         self.console.line(f"{count:>10}  {self.trained.title}  {key}  {duration(seconds)}{more}")
 
 
+def decides(model: nn.Module) -> bool:
+    """Whether one of several scale channels decides: a GaussDerResNet that takes the largest score."""
+    several = isinstance(model, GaussDerResNet) and len(model.channel_scales) > 1
+    return several and model.pooling == "max"
+
+
 def classified(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Return the logits, (B, C), and of a GaussDerResNet of several scale channels the deciding one, (B,)."""
-    if not isinstance(model, GaussDerResNet) or len(model.channel_scales) < 2:
+    """Return the logits, (B, C), and of a network that takes the best of scale channels which it was, (B,)."""
+    if not decides(model):
         return model(images), None
+    assert isinstance(model, GaussDerResNet)
     features = model.forward_features(images)
     scores = model.forward_channels(features).amax(2)  # (S, B), of each channel's best class
     return model.forward_head(features), scores.argmax(0)

@@ -55,14 +55,15 @@ def selections(subjects: Sequence[Subject], told: Sequence[Measured]) -> list[Se
     found = []
     for subject in subjects:
         network: Any = subject.evaluation.model
-        points = sorted((m for m in told if m.subject is subject), key=lambda m: m.point.at)
+        points = sorted((m for m in told if m.subject is subject), key=lambda m: m.point.side)
         chosen = [m.channels for m in points if m.channels is not None]
-        if not chosen:
+        if len(chosen) < len(points):
             continue
         sigmas = tuple(network.stride * scale for scale in network.channel_scales)
         counts = [np.bincount(channels, minlength=len(sigmas)) for channels in chosen]
         shares = np.array([count / count.sum() for count in counts])
-        found.append(Selection(subject, sigmas, tuple(m.point.at for m in points), shares))
+        factors = tuple(m.point.side / subject.images.size for m in points)  # of whole pixels
+        found.append(Selection(subject, sigmas, factors, shares))
     return found
 
 

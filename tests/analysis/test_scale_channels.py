@@ -29,8 +29,10 @@ def test_the_deciding_channel_has_the_highest_score_of_all() -> None:
         assert alone[channel, image].max() == alone[:, image].max() == logits[image].max()
 
 
-def test_networks_of_one_scale_have_none() -> None:
-    for network in (torch.nn.Conv2d(3, 2, 1), GaussDerResNet(dims=(4,), scale_channels=1).eval()):
+def test_where_no_channel_decides_there_is_none() -> None:
+    averaging = GaussDerResNet(dims=(4,), scale_channels=2, pooling="avg").eval()
+    single = GaussDerResNet(dims=(4,), scale_channels=1).eval()
+    for network in (torch.nn.Conv2d(3, 2, 1), single, averaging):
         assert classified(network, torch.randn(1, 3, 8, 8))[1] is None
 
 

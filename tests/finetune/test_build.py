@@ -66,6 +66,13 @@ def test_weights_that_were_chosen_for_another_size_say_so(
     assert ("chosen for 48 px: --size 48" in str(build.build_network(config, 2).loaded)) is told
 
 
+def test_scale_channels_that_see_little_are_told(make_config: MakeConfig) -> None:
+    for size, told in ((8, "coarsest 2 of 3 scale channels smooth over all of 8 px"), (64, None)):
+        config = make_config(model="gaussderresnet_test", size=size)
+        said = str(build.build_network(config, 2).loaded)
+        assert (told in said) if told else ("scale channels" not in said)
+
+
 @pytest.mark.parametrize(
     ("model", "overrides", "said"),
     [
