@@ -123,7 +123,9 @@ def read_protocol(config: ScaleConfig) -> Protocol:
         )
     asked: dict[str, object] = {"resolutions": resolutions, "kernels": kernels}
     if not config.rescale:
-        fits: tuple[Fit, ...] = ("resize", "pad") if config.fit in (None, "both") else (config.fit,)
+        fits: tuple[Fit, ...] = ("resize", "pad")
+        if config.fit is not None and config.fit != "both":
+            fits = (config.fit,)
         asked |= {"fit": fits if len(fits) == 1 else (), "resamples": config.resamples}
         return Protocol("scale", fits, (), resolutions, kernels, request_name(asked))
     if resolutions:
