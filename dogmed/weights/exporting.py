@@ -20,7 +20,7 @@ from dogmed.models.folding import reparameterize
 from dogmed.models.loading import load_into
 from dogmed.models.weights import save_weights
 from dogmed.weights.comparing import Difference, compare
-from dogmed.weights.records import SUFFIX, WeightsRecord
+from dogmed.weights.records import SUFFIX, WeightsRecord, to_give_away
 
 NO_LICENCE = "other"
 """The hub's word for a licence that is not in its list: nobody has said under which."""
@@ -75,6 +75,7 @@ def export_weights(
     """
     with torch.random.fork_rng(devices=[]):
         network = original = _build(path, record)
+        record = to_give_away(record)
         if folded:
             network, record = fold(original, record, path)
         name = {"timm": "model"}.get(format, f"{record.model}.{record.recipe}")

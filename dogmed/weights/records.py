@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -211,6 +211,19 @@ def find_weights(name: str, weights_dir: Path) -> Path:
 def looks_like_file(name: str) -> bool:
     """Whether ``name`` is meant as a path, and not as a name of weights."""
     return any(sep in name for sep in {"/", os.sep}) or Path(name).suffix in _FILE_SUFFIXES
+
+
+def to_give_away(record: WeightsRecord) -> WeightsRecord:
+    """A record that names no folder of this machine: of a file that training started from its name alone."""
+
+    def bare(init: object) -> object:
+        path = isinstance(init, str) and looks_like_file(init) and ":" not in init.split("/")[0]
+        return Path(str(init)).name if path else init
+
+    training = {**record.training}
+    if "init" in training:
+        training["init"] = bare(training["init"])
+    return replace(record, init=str(bare(record.init)), training=training)
 
 
 def weights_file(path: Path) -> Path:

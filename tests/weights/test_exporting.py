@@ -113,6 +113,25 @@ def test_a_file_with_timms_names(tmp_path: Path, format: str) -> None:
     assert json.loads(file.with_suffix(".json").read_text())["licence"] == "cc-by-4.0"
 
 
+@pytest.mark.parametrize(
+    ("init", "told"),
+    [
+        ("/home/me/secret/w.safetensors", "w.safetensors"),
+        ("runs/a/seed0", "seed0"),
+        ("hf-hub:org/name", "hf-hub:org/name"),
+        ("imagenet50ep", "imagenet50ep"),
+    ],
+)
+def test_no_folder_of_this_machine_is_given_away(tmp_path: Path, init: str, told: str) -> None:
+    put(tmp_path, init=init, training={"init": init, "seed": 1})
+    assert run(tmp_path, "dognext_test.mine", "--out", tmp_path / "out") == 0
+    for file in (tmp_path / "out").iterdir():
+        assert b"secret" not in file.read_bytes(), file
+    record = read_record(tmp_path / "out" / "model.safetensors")
+    assert record is not None
+    assert (record.init, record.training) == (told, {"init": told, "seed": 1})
+
+
 def test_a_file_of_a_run_is_exported_too(tmp_path: Path) -> None:
     state = put(tmp_path)
     (tmp_path / "seed0" / "checkpoints").mkdir(parents=True)
