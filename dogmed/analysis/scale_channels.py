@@ -119,6 +119,7 @@ def _panel(ax: Axes, found: Selection) -> None:
     ax.set_xlim(-0.5, len(found.factors) - 0.5)
     ax.set_ylim(-0.5, len(found.sigmas) - 0.5)
     ax.set_xticks(places, [f"×{factor:.3g}" for factor in found.factors], fontsize=7)
+    ax.tick_params(axis="x", rotation=90 if len(found.factors) > 6 else 0)
     ax.set_yticks(range(len(found.sigmas)), [f"{sigma:.3g}" for sigma in found.sigmas], fontsize=7)
     ax.set_xlabel("side of the image / side at training", fontsize=8)
     ax.set_ylabel("σ of the deciding channel, px", fontsize=8)
