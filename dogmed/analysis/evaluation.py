@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import re
 import time
 import zipfile
@@ -162,8 +163,12 @@ class Evaluation:
             found = self._predict(split, side, fit)
         path.parent.mkdir(parents=True, exist_ok=True)
         kept = {name: array for name, array in found._asdict().items() if array is not None}
-        with atomic_path(path) as temporary, temporary.open("wb") as file:
+        own = path.with_name(
+            f"{path.stem}.{os.getpid()}.npz"
+        )  # another call may be at the same point
+        with atomic_path(own) as temporary, temporary.open("wb") as file:
             np.savez(file, made_of=np.array(made_of), **kept)
+        own.replace(path)
         seconds = time.monotonic() - began
         self.points.did(self.cost(split, side, fit), seconds)
         self._tell(key, seconds)

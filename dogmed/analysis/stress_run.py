@@ -42,6 +42,8 @@ def keep_in_run(told: Told, reference: Reference | None, *, whole: bool) -> str 
                 return f"note: {folder.result} is left as it is: {why}"
             result[SECTION] = _section(told, reference)
             write_atomic(folder.result, json.dumps(result, indent=2) + "\n")
+    except json.JSONDecodeError as error:
+        return f"note: {folder.result} is damaged ({error}) and left as it is, without the summary"
     except (OSError, ValueError, ConfigError) as error:
         return f"note: {folder.result} could not be given the summary ({reason(error)})"
     return f"summary in {folder.result}, under {SECTION}"

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dogmed.config import configclass, recipe
+from dogmed.console import count
 from dogmed.errors import ConfigError, DataError, nearest
 
 if TYPE_CHECKING:  # PyTorch: not for --help
@@ -63,7 +64,7 @@ def command(**options: Any) -> int:
     name, *words = config.inputs
     found = find_images([Path(word).expanduser() for word in words])
     if found.passed_over:
-        print(f"{found.passed_over:,} files in folders are no images and were passed over")
+        print(f"passed over in folders: {count(found.passed_over, 'file')} that are no images")
     from dogmed.inference.classifier import load
     from dogmed.inference.explain_maps import Explainer
 
@@ -179,7 +180,7 @@ class _Writer:
         self.rows += rows
         told = " | ".join(_line(self.explainer, picture, one) for one in found)
         print(
-            f"{picture.name}: {told} -> {png}{' (unlike the training images)' if warning else ''}",
+            f"{picture.name}: {told} -> {png}{f' (warning: {warning})' if warning else ''}",
             flush=True,
         )
 

@@ -64,7 +64,7 @@ class Shown(NamedTuple):
     picture: Picture
     found: Sequence[Explanation]
     warning: str
-    """What makes it unlike the training images."""
+    """What should be known of it, "" for nothing."""
 
 
 def page(explainer: Explainer, shown: Sequence[Shown], unread: Sequence[str]) -> str:
@@ -105,7 +105,7 @@ def _section(explainer: Explainer, shown: Shown) -> str:
     picture = shown.picture
     parts = [f"<section><h2>{escape(picture.name)}</h2>"]
     if shown.warning:
-        parts.append(f'<p class="warning">unlike the training images: {escape(shown.warning)}</p>')
+        parts.append(f'<p class="warning">warning: {escape(shown.warning)}</p>')
     size = f"{picture.width}×{picture.height} px"
     for one in shown.found:
         parts.append('<div class="row">')

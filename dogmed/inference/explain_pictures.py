@@ -89,7 +89,7 @@ def draw(
         explainer: that made them.
         picture: the image.
         found: of it.
-        warning: what makes the image unlike the training images, "" for nothing.
+        warning: what should be known of the image, "" for nothing.
     """
     width = KERNELS_AT + (ACROSS * TILE if explainer.dog else 0) + 0.1
     note = _wrapped(caveat(explainer), width * 16)
@@ -97,7 +97,7 @@ def draw(
         note += "\n" + _wrapped(KERNELS_NOTE, width * 16)
     head = _wrapped(picture.name, width * 12)
     if warning:
-        head += "\n" + _wrapped(f"unlike the training images: {warning}", width * 12)
+        head += "\n" + _wrapped(f"warning: {warning}", width * 12)
     above, below = 0.17 * len(head.split("\n")) + 0.1, 0.14 * len(note.split("\n")) + 0.1
     height = above + len(found) * (SIDE + TITLE) + below
     figure = Figure(figsize=(width, height))

@@ -88,12 +88,16 @@ def trace(module: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
         example: two images or more, as it takes them.
     """
     derived = any(isinstance(part, GaussianDerivative2d) for part in module.modules())
-    return torch.export.export(
+    program = torch.export.export(
         module.eval(),
         (example,),
         dynamic_shapes=({0: torch.export.Dim("batch")},),
         strict=derived,  # keeps the matrices as constants, where the other way records their making
     )
+    for part in program.graph_module.modules():
+        for node in part.graph.nodes if isinstance(part, torch.fx.GraphModule) else ():
+            node.meta.pop("stack_trace", None)  # names folders of this machine
+    return program
 
 
 def write_torch(program: torch.export.ExportedProgram, folder: Path) -> None:

@@ -15,6 +15,7 @@ from dogmed.data.tasks import official_tasks
 from dogmed.errors import DogmedError
 from dogmed.inference.classifier import Classifier
 from dogmed.inference.inputs import find_images
+from dogmed.inference.likeness import channels
 from dogmed.models.trained import Trained
 
 COUNT = 16
@@ -66,17 +67,22 @@ def task_images(classifier: Classifier, data_dir: Path | None, cache_dir: Path |
         "kind": None if official else seen.kind,
         "upsample_from": seen.source_size if enlarged else None,
     }
+    grey = channels(seen) == 1
     if seen.source == "synthetic":
-        return _noise(side, "the task's images were generated")
+        return _noise(side, grey, "the task's images were generated")
     task = seen.name if official else _own_task(classifier.trained)
     try:
         if plan(task, **request).action == "download":
-            return _noise(side, f"{seen.name} is not on this machine, --data-dir names its folder")
+            return _noise(
+                side, grey, f"{seen.name} is not on this machine, --data-dir names its folder"
+            )
         split = prepare(task, **request, progress=Quiet()).images("test")
     except DogmedError:
         if data_dir is not None:
             raise
-        return _noise(side, f"the images of {seen.name} are not at hand, --images names others")
+        return _noise(
+            side, grey, f"the images of {seen.name} are not at hand, --images names others"
+        )
     chosen = np.unique(np.linspace(0, len(split) - 1, min(COUNT, len(split))).astype(np.int64))
     pixels = np.stack([_rgb(split[index]) for index in chosen])
     return Images(pixels, f"{len(chosen)} of the {len(split)} test images of {seen.name}")
@@ -89,8 +95,11 @@ def _own_task(trained: Trained) -> str:
     return str((read_yaml(settings) if there else {}).get("task", trained.record.data.name))
 
 
-def _noise(side: int, why: str) -> Images:
-    pixels = np.random.default_rng(0).integers(0, 256, (COUNT, side, side, 3), dtype=np.uint8)
+def _noise(side: int, grey: bool, why: str) -> Images:
+    """Noise of as many channels as the task has, and as the preprocessing in an export leaves it."""
+    shape = (COUNT, side, side, 1 if grey else 3)
+    pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    pixels = np.broadcast_to(pixels, (*shape[:3], 3)).copy()
     return Images(pixels, f"{COUNT} images of NOISE ({why})")
 
 

@@ -116,7 +116,7 @@ def _open(
         if out.exists() and file.exists() and out.samefile(file):
             raise ConfigError(f"--out {out} is one of the images: give another name")
     if found.passed_over:
-        print(f"{found.passed_over:,} files in folders are no images and were passed over")
+        print(f"passed over in folders: {count(found.passed_over, 'file')} that are no images")
     return found.files, None, len(found.files)
 
 
@@ -138,6 +138,8 @@ def _refuse_unwritable(out: Path) -> None:
     if out.is_dir() or not out.parent.is_dir():
         what = "is a folder" if out.is_dir() else f"there is no folder {out.parent}"
         raise ConfigError(f"--out {out}: {what}")
+    if out.exists() and (out.parent / "checkpoints").is_dir():
+        raise ConfigError(f"--out {out}: is the run's own record: give another name")
     if not os.access(out.parent, os.W_OK):
         raise ConfigError(f"--out {out}: {out.parent} cannot be written to")
 

@@ -199,6 +199,8 @@ def find_weights(name: str, weights_dir: Path) -> Path:
     same = [stem for stem in stems if name in (stem, stem.partition(".")[2])]
     if len(same) > 1 and name not in same:
         raise WeightsError(f"'{name}' is there for several models: say {' or '.join(same)}")
+    if not same and (Path(name) / "checkpoints").is_dir():
+        return weights_file(Path(name))
     if not same:
         recipes = [stem.partition(".")[2] for stem in stems]
         raise WeightsError(

@@ -123,12 +123,14 @@ def test_a_damaged_file_is_made_anew(
 
 def test_no_flipped_byte_of_a_kept_file_goes_unnoticed_or_stops_anything(tmp_path: Path) -> None:
     path, found = tmp_path / "a.npz", np.full((4, 2), 0.5, dtype=np.float32)
-    np.savez(path, probabilities=found, made_of=np.array("me"))
+    channels = np.arange(4)
+    np.savez(path, probabilities=found, made_of=np.array("me"), channels=channels)
     whole = path.read_bytes()
     for place in range(len(whole)):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x81]) + whole[place + 1 :])
         read = _read(path, "me", 4)
-        assert read is None or np.array_equal(read, found), place
+        assert read is None or np.array_equal(read.probabilities, found), place
+        assert read is None or read.channels is None or np.array_equal(read.channels, channels)
     for other in (found.astype(np.float64), found[0], np.full_like(found, np.nan)):
         np.savez(path, probabilities=other, made_of=np.array("me"))
         assert _read(path, "me", 4) is None

@@ -6,6 +6,7 @@ import dataclasses
 import importlib.util
 import json
 import re
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,18 @@ def run_card(folder: Path, pixels: np.ndarray, monkeypatch: pytest.MonkeyPatch) 
     return np.concatenate(rows)
 
 
+def machine_paths(folder: Path) -> list[str]:
+    """Files, and members of archives, that name the folder of a library or of this test."""
+    places = [str(Path(timm.__file__).parent).encode(), str(folder.parent).encode()]
+    contents = {}
+    for file in (path for path in folder.rglob("*") if path.is_file()):
+        contents[file.name] = file.read_bytes()
+        if zipfile.is_zipfile(file):
+            with zipfile.ZipFile(file) as archive:
+                contents |= {name: archive.read(name) for name in archive.namelist()}
+    return [name for name, content in contents.items() if any(p in content for p in places)]
+
+
 def export(model: Path, *words: str | Path) -> int:
     return cli.main(["export", str(model), *map(str, words)])
 
@@ -136,6 +149,7 @@ def test_a_graph_of_pytorch(tmp_path: Path, name: str, monkeypatch: pytest.Monke
         found = opened(images[:count].contiguous(memory_format=laid_out))
         torch.testing.assert_close(found, logits[:count], atol=LIMIT, rtol=0)
     assert not any("dog" in str(node.target) for node in opened.graph.nodes)
+    assert not machine_paths(out)
     told = json.loads((out / "model.json").read_text())
     assert told["classes"] == ["cat", "dog", "eel, electric"] and told["output"] == "logits"
     assert told["input"]["shape"] == ["batch", 3, 32, 32] and told["temperature"] == 1.7
@@ -162,6 +176,7 @@ def test_a_graph_of_onnx_with_all_that_belongs_to_it(
         (found,) = session.run(None, {"image": pixels[:count].transpose(0, 3, 1, 2).copy()})
         np.testing.assert_allclose(found, expected[:count], atol=LIMIT)
     (told,) = onnx.load(out / "model.onnx").metadata_props
+    assert not machine_paths(out)
     assert json.loads(told.value) == json.loads((out / "model.json").read_text())
     check_card(out, classifier, pixels, monkeypatch)
 
@@ -225,6 +240,14 @@ def test_what_rounds_too_much_leaves_nothing_behind(
     error = capsys.readouterr().err
     assert "the export does not compute what the network does" in error and error.count("\n") == 1
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_bundle_of_a_grey_task_is_compared_on_grey_noise(tmp_path: Path) -> None:
+    """Its preprocessing makes everything grey, and so the network must be asked of grey images."""
+    path = make(tmp_path, data=dataclasses.replace(RECORD.data, channels=1))
+    noise = task_images(load(path, device="cpu"), None, tmp_path / "cache").pixels
+    assert (noise == noise[..., :1]).all() and noise.std() > 50
+    assert export(path, "--format", "monai-bundle", "--out", tmp_path / "out") == 0
 
 
 def test_given_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

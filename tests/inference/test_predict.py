@@ -148,6 +148,20 @@ def test_a_split_in_the_official_format_is_the_file_that_the_run_has_written(
     assert [row["file"] for row in rows] == [f"{npz}[val][{k}]" for k in range(30)]
 
 
+def test_a_runs_own_record_is_not_written_over_and_its_bare_name_is_enough(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.fromarray(np.zeros((30, 30), dtype=np.uint8)).save(tmp_path / "a.png")
+    record = run / "predictions_test.csv"
+    before = record.read_bytes()
+    monkeypatch.chdir(run.parent)
+    words = ["predict", run.name, str(tmp_path / "a.png"), "--out"]
+    assert cli.main([*words, str(record)]) == 2
+    assert "the run's own record" in capsys.readouterr().err
+    assert record.read_bytes() == before
+    assert cli.main([*words, str(tmp_path / "out.csv")]) == 0
+
+
 def test_names_that_a_spreadsheet_or_a_terminal_would_mind(
     predict: Callable[..., int], npz: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
