@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import multiprocessing
 import os
 import pwd
+import re
 import shutil
 import signal
 import socket
@@ -160,3 +162,71 @@ def postgresql(postgresql_server: str) -> str:
     with contextlib.closing(connection), connection.cursor() as cursor:
         cursor.execute(f"CREATE DATABASE {name}")
     return f"{postgresql_server}/{name}"
+
+
+CHROMIUM = next(
+    (p for n in ("chromium", "chromium-browser", "google-chrome") if (p := shutil.which(n))), None
+)
+PROBE = """<script>
+const errors = []; addEventListener("error", e => errors.push(e.message));
+addEventListener("load", () => {
+  document.querySelectorAll("details").forEach(d => d.open = true);
+  const pre = document.createElement("pre"); pre.id = "probe"; pre.style.display = "none";
+  const body = getComputedStyle(document.body);
+  const outside = [...document.querySelectorAll("body *")].filter(
+    e => !e.closest("SCROLLING") && e.getBoundingClientRect().right > innerWidth + 0.5);
+  const small = [...document.querySelectorAll("svg.plot text")].map(t => t.getBoundingClientRect().height);
+  pre.textContent = JSON.stringify({errors, width: innerWidth, scroll: document.documentElement.scrollWidth,
+    outside: outside.slice(0, 3).map(e => e.outerHTML.slice(0, 120)), paper: body.backgroundColor,
+    ink: body.color, resources: performance.getEntriesByType("resource").map(r => r.name),
+    broken: [...document.images].filter(i => !i.naturalWidth).length, images: document.images.length,
+    smallest: Math.min(...small), texts: small.length});
+  document.body.append(pre);
+});
+</script></head>"""
+FRAME = """<iframe id="f" style="width:390px;height:800px;border:0" src="page.html"></iframe><script>
+addEventListener("load", () => {
+  const p = document.createElement("pre"); p.id = "probe";
+  p.textContent = document.getElementById("f").contentDocument.getElementById("probe").textContent;
+  document.body.append(p);
+})</script>"""
+
+
+@pytest.fixture
+def look_at(tmp_path: Path) -> Callable[..., dict[int, dict[str, Any]]]:
+    """Open a page in Chromium, on a phone (390 pixels) in the dark and on a desktop (1280) in the light.
+
+    A headless window is 500 pixels wide at least: a frame is as narrow as asked.
+    """
+    if CHROMIUM is None:
+        pytest.skip("no Chromium on this machine")
+
+    def look(text: str, scrolling: str = ".scroll") -> dict[int, dict[str, Any]]:
+        """What a browser sees, by width.
+
+        Args:
+            text: of the page.
+            scrolling: selects what may be wider than the page.
+        """
+        probe = PROBE.replace("SCROLLING", scrolling)
+        (tmp_path / "page.html").write_text(text.replace("</head>", probe))
+        (tmp_path / "frame.html").write_text(FRAME)
+        found = {}
+        for name, width, light in (("frame", 390, 0), ("page", 1280, 1)):
+            run = subprocess.run(
+                [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic",
+                 "--no-first-run", "--disable-sync", "--hide-scrollbars", "--enable-logging=stderr",
+                 f"--user-data-dir={tmp_path / f'user{width}'}", "--allow-file-access-from-files",
+                 f"--blink-settings=preferredColorScheme={light}", f"--window-size={max(width, 800)},900",
+                 "--virtual-time-budget=4000", "--dump-dom", (tmp_path / f"{name}.html").as_uri()],
+                capture_output=True, text=True, timeout=120,
+            )  # fmt: skip
+            assert "CONSOLE" not in run.stderr, run.stderr
+            match = re.search(r'<pre id="probe"[^>]*>(.*?)</pre>', run.stdout, re.S)
+            assert match, run.stderr[-800:]
+            plain = match[1].replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&")
+            found[width] = json.loads(plain)
+            assert found[width]["width"] == width
+        return found
+
+    return look

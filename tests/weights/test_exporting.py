@@ -116,8 +116,8 @@ def test_a_file_with_timms_names(tmp_path: Path, format: str) -> None:
 @pytest.mark.parametrize(
     ("init", "told"),
     [
-        ("/home/me/secret/w.safetensors", "w.safetensors"),
-        ("runs/a/seed0", "seed0"),
+        ("secret/w.safetensors", "w.safetensors"),
+        ("secret/a/seed0", "seed0"),
         ("hf-hub:org/name", "hf-hub:org/name"),
         ("imagenet50ep", "imagenet50ep"),
     ],
