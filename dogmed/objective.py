@@ -69,6 +69,12 @@ class Objective:
         if not 0 <= self.label_smoothing < 1:
             raise ConfigError(f"label_smoothing must be in [0, 1), received {self.label_smoothing}")
 
+    @classmethod
+    def of_outputs(cls, kind: str, num_classes: int, num_outputs: int) -> Objective:
+        """The objective of a trained network; an ordinal head with an output fewer is a continuation ratio."""
+        fewer = kind == "ordinal" and num_outputs == num_classes - 1
+        return cls(kind, num_classes, ordinal="continuation-ratio" if fewer else "cross-entropy")
+
     @property
     def num_outputs(self) -> int:
         """Logits the network must give for one image."""

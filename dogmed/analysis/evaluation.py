@@ -125,7 +125,8 @@ class Evaluation:
         self.trained, self.images, self.folder = trained, images, folder
         self.console, self.device, self.batch_size = console, device, batch_size
         self.model = trained.model.to(device).to(memory_format=torch.channels_last)
-        self.objective = _objective(trained, images)
+        outputs = trained.record.num_classes
+        self.objective = Objective.of_outputs(images.kind, len(images.classes), outputs)
         self.resamples = resamples
         self.points = points if isinstance(points, Points) else Points(points)
 
@@ -311,13 +312,6 @@ def _share(hits: np.ndarray) -> Score:
 
     low, high = proportion_confint(int(hits.sum()), len(hits), method="wilson")
     return Score(float(hits.mean()), float(low), float(high))
-
-
-def _objective(trained: Trained, images: Images) -> Objective:
-    """The probabilities that the outputs stand for; an ordinal head has an output fewer than classes."""
-    fewer = images.kind == "ordinal" and trained.record.num_classes == len(images.classes) - 1
-    ordinal = "continuation-ratio" if fewer else "cross-entropy"
-    return Objective(images.kind, len(images.classes), ordinal=ordinal)
 
 
 _DAMAGED = (

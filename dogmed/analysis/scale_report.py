@@ -50,6 +50,7 @@ from dogmed.analysis.scale_tables import (
     metric_name,
     scores_table,
     summary_table,
+    tell,
     thesis_places,
     thesis_rows,
 )
@@ -131,15 +132,7 @@ def write(
         figures.append(selection_figure(found.selections, title))
         pictures += save_figure(figures[1], folder / f"{name}-channels")
     write_atomic(folder / f"{name}.html", page(title, [*lead, _machine(facts)], tables, figures))
-    output.line(f"\n{title}")
-    for table in tables:
-        if table.printed:
-            output.line(f"\n{table.title}")
-            console.table([tuple(row) for row in [table.head, *table.rows]])
-            if table.thesis:
-                output.line(table.note)
-    for line in lead:
-        output.line(f"\n{line}" if line is lead[0] else line)
+    tell(output, title, tables, lead)
     files = [folder / f"{name}.{suffix}" for suffix in ("json", "csv", "md", "html")] + pictures
     if config.tracking == "mlflow":
         track(

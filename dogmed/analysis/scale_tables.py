@@ -10,7 +10,8 @@ from dogmed.analysis.evaluation import Score
 from dogmed.analysis.scale import THESIS_SIZE
 from dogmed.analysis.scale_curves import Curve
 from dogmed.analysis.scale_points import Change, Choice, Measured, Subject
-from dogmed.console import count
+from dogmed.console import Console, count
+from dogmed.console import table as terminal_table
 from dogmed.markdown import markdown_table
 from dogmed.references import imagenet_tables
 
@@ -201,6 +202,19 @@ def markdown(title: str, lead: Sequence[str], tables: Sequence[Table]) -> str:
         parts += [f"## {table.title}", markdown_table(table.head, table.rows)]
         parts += [table.note] if table.note else []
     return "\n\n".join(parts) + "\n"
+
+
+def tell(output: Console, title: str, tables: Sequence[Table], lead: Sequence[str]) -> None:
+    """Show the tables that are for the terminal, and below them what must be known."""
+    output.line(f"\n{title}")
+    for table in tables:
+        if table.printed:
+            output.line(f"\n{table.title}")
+            terminal_table([tuple(row) for row in [table.head, *table.rows]])
+            if table.thesis:
+                output.line(table.note)
+    for line in lead:
+        output.line(f"\n{line}" if line is lead[0] else line)
 
 
 def csv_rows(

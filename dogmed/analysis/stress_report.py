@@ -9,7 +9,7 @@ from typing import Any
 from dogmed import console
 from dogmed.analysis.output import LIBRARIES, SCORES, folder_of_all, names_of, track, write_json
 from dogmed.analysis.scale_page import page
-from dogmed.analysis.scale_tables import markdown
+from dogmed.analysis.scale_tables import markdown, tell
 from dogmed.analysis.stress import StressConfig
 from dogmed.analysis.stress_errors import (
     Change,
@@ -67,13 +67,7 @@ def write(
     drawn = examples(shown[0], f"{title}, the first of {SPLIT}")
     pictures.append(write_figure(drawn, folder / "stress-examples.png"))
     write_atomic(folder / "stress.html", page(title, [*lead, machine], tables, [figure]))
-    output.line(f"\n{title}")
-    for table in tables:
-        if table.printed:
-            output.line(f"\n{table.title}")
-            console.table([tuple(row) for row in [table.head, *table.rows]])
-    for line in lead:
-        output.line(f"\n{line}" if line is lead[0] else line)
+    tell(output, title, tables, lead)
     for one in told:
         kept = keep_in_run(one, reference, whole=not config.corruptions)
         if kept:

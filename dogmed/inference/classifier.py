@@ -80,7 +80,9 @@ class Classifier:
         self.task, self.kind, self.classes, self.size = (
             seen.name, seen.kind, seen.classes, seen.size,
         )  # fmt: skip
-        self.objective = _objective(trained)
+        self.objective = Objective.of_outputs(
+            seen.kind, len(seen.classes), trained.record.num_classes
+        )
         self.temperature = trained.record.temperature or 1.0
         self.notes: tuple[str, ...] = ()
         """What should be said of the model."""
@@ -258,13 +260,3 @@ def _shown(path: str | os.PathLike[str]) -> str:
     """A path that can stand in a line of UTF-8."""
     text = os.fsencode(path).decode("utf-8", "backslashreplace")
     return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
-
-
-def _objective(trained: Trained) -> Objective:
-    """The probabilities that the outputs stand for; an ordinal head has an output fewer than classes."""
-    record = trained.record
-    assert record.data.kind is not None
-    count = len(record.data.classes)
-    fewer = record.data.kind == "ordinal" and record.num_classes == count - 1
-    ordinal = "continuation-ratio" if fewer else "cross-entropy"
-    return Objective(record.data.kind, count, ordinal=ordinal)
