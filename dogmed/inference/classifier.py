@@ -5,9 +5,9 @@ from __future__ import annotations
 import itertools
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -115,24 +115,39 @@ class Classifier:
             DataError: an image cannot be read, or there is none.
             ConfigError: too many images at once for the device's memory, or a library is missing.
         """
-        pictures, logits, done = list[_Told](), list[torch.Tensor](), 0
+        parts, done = list[Predictions](), 0
         for count, chunk in self._chunks(_named(images, names), batch_size, on_error):
             for start in range(0, len(chunk), batch_size):  # a file may have many pages
-                part = chunk[start : start + batch_size]
-                logits.append(self.logits(np.stack([picture.pixels for picture in part])))
-                pictures += [(p.name, "; ".join([*p.notes, *unlike(p, self.seen)])) for p in part]
+                parts.append(self.classify(chunk[start : start + batch_size], raw=raw))
             done += count
             if on_progress is not None:
                 on_progress(done)
-        if not pictures:
+        if not parts:
             raise DataError("no image could be read" if done else "there is no image to classify")
+        return _joined(parts)
+
+    def classify(self, pictures: Sequence[Picture], *, raw: bool = False) -> Predictions:
+        """Classify pictures that are decoded already, all at once.
+
+        Args:
+            pictures: at least one, as ``read`` gives them.
+            raw: the probabilities of training, at temperature 1.
+
+        Raises:
+            ConfigError: they are too many for the device's memory.
+        """
+        logits = self.logits(np.stack([picture.pixels for picture in pictures]))
         return Predictions(
-            files=tuple(name for name, _ in pictures),
-            probabilities=self.probabilities(torch.cat(logits), raw=raw),
-            warnings=tuple(warning for _, warning in pictures),
+            files=tuple(picture.name for picture in pictures),
+            probabilities=self.probabilities(logits, raw=raw),
+            warnings=tuple(self.warning(picture) for picture in pictures),
             kind=self.kind,
             classes=self.classes,
         )
+
+    def warning(self, picture: Picture) -> str:
+        """What makes a picture unlike the training images, and what was done to it; "" for nothing."""
+        return "; ".join([*picture.notes, *unlike(picture, self.seen)])
 
     def probabilities(self, logits: torch.Tensor, *, raw: bool = False) -> np.ndarray:
         """Turn logits (N, num_outputs) into float32 values in float64, (N, C), as all scores take them."""
@@ -203,9 +218,6 @@ class Classifier:
                 yield len(chunk), pictures
 
 
-_Told = tuple[str, str]  # a picture's name, and its warning
-
-
 def load(
     model: str | os.PathLike[str],
     *,
@@ -227,6 +239,16 @@ def load(
     """
     trained = open_model(os.fspath(model), weights_dir, out)
     return Classifier(trained, open_device(device))
+
+
+def _joined(parts: Sequence[Predictions]) -> Predictions:
+    """The predictions of one network, one after the other."""
+    return replace(
+        parts[0],
+        files=tuple(itertools.chain.from_iterable(part.files for part in parts)),
+        probabilities=np.concatenate([part.probabilities for part in parts]),
+        warnings=tuple(itertools.chain.from_iterable(part.warnings for part in parts)),
+    )
 
 
 def _named(

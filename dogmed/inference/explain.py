@@ -162,11 +162,10 @@ class _Writer:
         """Draw an image's explanations and say the most of them in a line."""
         from dogmed.inference.explain_page import Shown
         from dogmed.inference.explain_pictures import draw
-        from dogmed.inference.likeness import unlike
         from dogmed.plots import write_figure
         from dogmed.runs import slug
 
-        warning = "; ".join([*picture.notes, *unlike(picture, self.explainer.classifier.seen)])
+        warning = self.explainer.classifier.warning(picture)
         if not self.shown:
             self.out.mkdir(parents=True, exist_ok=True)
             self._write_numbers([])  # whose folder it is, should this be stopped

@@ -144,12 +144,12 @@ class Explainer:
             lambda _, args: given.append(args[0])
         )
         try:
-            logits = self.classifier.logits(picture.pixels[None])
+            predicted = self.classifier.classify([picture])
         finally:
             handle.remove()
         with torch.inference_mode(False):
             images = given[0].clone()  # one that gradients may flow to
-        return images, self.classifier.probabilities(logits)[0]
+        return images, predicted.probabilities[0]
 
     def _choose(self, layer: str | None, shapes: dict[str, tuple[int, ...]]) -> tuple[str, int]:
         title = self.classifier.trained.record.model

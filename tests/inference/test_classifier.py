@@ -38,6 +38,21 @@ def test_predict_gives_what_the_run_has_saved_of_its_test_split(
     assert predicted.names[0] == (classifier.classes[predicted.labels[0]],)
 
 
+def test_pictures_decoded_once_are_classified_as_their_files_are(
+    classifier: Classifier, images: np.ndarray
+) -> None:
+    images = [*images[:3], np.zeros((40, 36, 3), np.uint8)]
+    pictures = [
+        picture for k, image in enumerate(images) for picture in classifier.read(image, f"{k}")
+    ]
+    for raw in (False, True):
+        found = classifier.classify(pictures, raw=raw)
+        expected = classifier.predict(images, names=["0", "1", "2", "3"], raw=raw, batch_size=3)
+        np.testing.assert_allclose(found.probabilities, expected.probabilities, rtol=0, atol=1e-6)
+        assert (found.files, found.warnings) == (expected.files, expected.warnings)
+        assert found.warnings[0] == "" != found.warnings[3] == classifier.warning(pictures[3])
+
+
 def test_it_knows_its_task_and_its_temperature(classifier: Classifier, run: Path) -> None:
     report = json.loads((run / "result.json").read_text())
     assert (classifier.task, classifier.kind) == ("hues", "multi-class")
