@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import TypeAlias
 
 import numpy as np
@@ -19,8 +22,8 @@ from dogmed.data.folder import resize
 from dogmed.data.pixels import measure
 from dogmed.errors import ConfigError, DataError
 
-Source: TypeAlias = "str | os.PathLike[str] | Image.Image | np.ndarray"
-"""An image: a file's path, a PIL image, or an array (H, W) or (H, W, 1 or 3)."""
+Source: TypeAlias = "str | os.PathLike[str] | bytes | Image.Image | np.ndarray"
+"""An image: a file's path, what a file holds, a PIL image, or an array (H, W) or (H, W, 1 or 3)."""
 
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "GIF")
 MAX_PIXELS = 100_000_000
@@ -67,11 +70,15 @@ def read(source: Source, name: str, *, size: int, grey: bool) -> Iterator[Pictur
     elif isinstance(source, Image.Image):
         _refuse_huge(source.height, source.width, name)
         yield _picture(*_eight_bits(source, name), name, size, grey)
+    elif isinstance(source, bytes):
+        with _of_bytes(source) as file:
+            yield from _decode(file, source[:132], name, size, grey)
     elif isinstance(source, str | os.PathLike):
-        yield from _read_file(Path(source), name, size, grey)
+        path = Path(source)
+        yield from _decode(path, _start(path, name), name, size, grey)
     else:
         raise DataError(
-            f"{name} is a {type(source).__name__}, expected a path, a PIL image or a numpy array"
+            f"{name} is a {type(source).__name__}, expected a path, bytes, a PIL image or a numpy array"
         )
 
 
@@ -80,27 +87,46 @@ def is_dicom(start: bytes) -> bool:
     return start[128:132] == b"DICM"
 
 
-def _read_file(path: Path, name: str, size: int, grey: bool) -> Iterator[Picture]:
+def _start(path: Path, name: str) -> bytes:
+    """How a file begins."""
     try:
         if not path.is_file():  # a pipe would be waited for
             there = path.exists() or path.is_symlink()
             raise DataError(f"{name}: {'not a regular file' if there else 'no such file'}")
         with path.open("rb") as file:
-            start = file.read(132)
+            return file.read(132)
     except OSError as error:
         raise DataError(
             f"{name} cannot be read: {(error.strerror or str(error)).lower()}"
         ) from error
+
+
+@contextmanager
+def _of_bytes(content: bytes) -> Iterator[Path | BytesIO]:
+    """Something to open; MONAI's reader of DICOM takes nothing but a file's path."""
+    if not is_dicom(content[:132]):
+        yield BytesIO(content)
+        return
+    with NamedTemporaryFile(prefix="dogmed-", suffix=".dcm") as file:
+        file.write(content)
+        file.flush()
+        yield Path(file.name)
+
+
+def _decode(
+    file: Path | BytesIO, start: bytes, name: str, size: int, grey: bool
+) -> Iterator[Picture]:
     if not start:
         raise DataError(f"{name} is empty (0 bytes)")
     if is_dicom(start):
         from dogmed.inference.dicom import read_dicom
 
-        image, notes = read_dicom(path, name, MAX_PIXELS)
+        assert isinstance(file, Path)
+        image, notes = read_dicom(file, name, MAX_PIXELS)
         yield _picture(image, notes, name, size, grey)
         return
     try:
-        with Image.open(path, formats=FORMATS) as opened:
+        with Image.open(file, formats=FORMATS) as opened:
             for image, page in _pages(opened, name):
                 yield _picture(*_eight_bits(image, page), page, size, grey)
     except (DataError, ConfigError):

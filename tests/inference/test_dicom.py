@@ -46,6 +46,9 @@ def write(tmp_path: Path) -> Callable[..., Path]:
 
 def read_one(path: Path) -> Picture:
     (picture,) = read(path, path.name, size=SIZE, grey=True)
+    (of_bytes,) = read(path.read_bytes(), path.name, size=SIZE, grey=True)
+    np.testing.assert_array_equal(picture.pixels, of_bytes.pixels)
+    assert picture.notes == of_bytes.notes
     return picture
 
 

@@ -24,6 +24,9 @@ def noise(*shape: int) -> np.ndarray:
 
 def read_one(path: Path, *, grey: bool = False) -> Picture:
     (picture,) = read(path, path.name, size=SIZE, grey=grey)
+    (of_bytes,) = read(path.read_bytes(), path.name, size=SIZE, grey=grey)
+    np.testing.assert_array_equal(picture.pixels, of_bytes.pixels)
+    assert picture.notes == of_bytes.notes
     return picture
 
 
