@@ -10,6 +10,7 @@ from typing import Any
 
 from dogmed import tracking
 from dogmed.analysis.evaluation import Evaluation, Score
+from dogmed.console import count
 from dogmed.csvfile import csv_text
 from dogmed.markdown import markdown_table
 from dogmed.runs import slug, write_atomic
@@ -60,6 +61,17 @@ def folder_of_all(
 def names_of(titles: Sequence[str]) -> str:
     """Models in a title: by name, or how many."""
     return ", ".join(titles) if len(titles) <= 3 else f"{len(titles)} models"
+
+
+def machine(facts: Mapping[str, Any], *libraries: str) -> str:
+    """What a result was worked out with, in a line.
+
+    Args:
+        facts: as ``provenance`` gives them.
+        libraries: whose versions are told.
+    """
+    versions = ", ".join(f"{name} {facts['versions'][name]}" for name in ("dogmed", *libraries))
+    return f"{versions}, on {facts['device']}, {count(facts['threads'], 'thread')}."
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

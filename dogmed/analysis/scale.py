@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from dogmed.analysis.subject import (
-    RESAMPLES,
     Listed,
     SubjectConfig,
     open_evaluations,
@@ -23,6 +22,7 @@ from dogmed.analysis.subject import (
     refuse_no_model,
     refuse_unusable,
     request_name,
+    settle_resamples,
     split_listed,
 )
 from dogmed.config import configclass
@@ -185,8 +185,7 @@ def _subjects(
     config: ScaleConfig, protocol: Protocol, console: Console, points: Points
 ) -> list[Subject]:
     """Open the models with their images, and settle what each is tried at, and how many resamples are drawn."""
-    from dogmed.analysis.scale_points import Subject, resamples_for
-    from dogmed.console import count
+    from dogmed.analysis.scale_points import Subject
     from dogmed.models.trained import dog_layers
 
     refuse_unusable(config.out)
@@ -202,17 +201,5 @@ def _subjects(
         for note in subjects[-1].notes:
             console.line(f"note: {note}")
     family = max(subject.family for subject in subjects)
-    needed = resamples_for(family)
-    if config.resamples is None and needed > RESAMPLES:
-        for subject in subjects:
-            subject.evaluation.resamples = needed
-        console.line(
-            f"{needed} bootstrap resamples in place of {RESAMPLES}: Holm's adjustment over "
-            f"{count(family, 'difference')} needs them"
-        )
-    elif config.resamples is not None and needed > config.resamples:
-        console.line(
-            f"warning: --resamples {config.resamples}: no p-value will be small enough after Holm's "
-            f"adjustment over {count(family, 'difference')}; give {needed} or more, or leave it out"
-        )
+    settle_resamples(config.resamples, [s.evaluation for s in subjects], family, console)
     return subjects

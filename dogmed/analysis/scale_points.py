@@ -13,13 +13,12 @@ import torch
 from torch import nn
 
 from dogmed import stats
+from dogmed.analysis.changes import Change, judge
 from dogmed.analysis.evaluation import Evaluation, Score, total_stride
 from dogmed.analysis.images import Fit, Images
 from dogmed.analysis.scale import THESIS, THESIS_SIZE, Protocol
 from dogmed.errors import ConfigError
 from dogmed.models.scaling import nearest_odd, resized_kernels, usual_kernel_size
-
-ALPHA = 0.05  # as in dogmed report
 
 
 class Point(NamedTuple):
@@ -129,22 +128,11 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class Change:
+class KernelChange(Change):
     """A score with other kernels minus that with the model's own, on the same images."""
 
     of: Measured
     metric: str
-    difference: stats.Difference
-    p_holm: float
-    family: int
-    """How many differences were adjusted together."""
-
-    @property
-    def word(self) -> str:
-        if self.p_holm >= ALPHA:
-            enough = self.of.resampled.resamples >= resamples_for(self.family)
-            return "noise" if enough else "too few resamples"
-        return "better" if self.difference.value > 0 else "worse"
 
 
 @dataclass(frozen=True)
@@ -154,7 +142,7 @@ class Choice:
     metric: str
     val: Measured
     test: Measured
-    change: Change | None
+    change: KernelChange | None
     """From the model's own kernels on test; None where they were chosen."""
     best_on_test: Measured
     """What choosing on test would have shown."""
@@ -164,14 +152,6 @@ class Choice:
         """By how much choosing on test would look better."""
         metric = self.metric
         return self.best_on_test.scores[metric].value - self.test.scores[metric].value
-
-
-def resamples_for(family: int) -> int:
-    """How many resamples let Holm's adjustment over a family find p < ``ALPHA``.
-
-    The least p-value of R resamples is 2 / (R + 1), and the least of the family is multiplied by its size.
-    """
-    return round(2 * family / ALPHA)
 
 
 def splits_of(subject: Subject) -> list[str]:
@@ -199,7 +179,7 @@ def measure(subject: Subject, point: Point) -> Measured:
     return Measured(subject, point, scores, resampled, channels)
 
 
-def changes(measured: Iterable[Measured]) -> list[Change]:
+def changes(measured: Iterable[Measured]) -> list[KernelChange]:
     """Compare other kernels with each model's own; Holm's adjustment over a model's points of one fit.
 
     Args:
@@ -261,14 +241,14 @@ def _chosen(subject: Subject, family: Sequence[Measured], metric: str) -> list[C
     return [Choice(metric, val, test, made.get(test.point), on_test) for val, test, on_test in best]
 
 
-def adjusted(pairs: Sequence[tuple[Measured, stats.Difference]], metric: str) -> list[Change]:
+def adjusted(pairs: Sequence[tuple[Measured, stats.Difference]], metric: str) -> list[KernelChange]:
     """Adjust the p-values of one family by Holm."""
     if not pairs:
         return []
-    p_values = stats.holm([difference.p for _, difference in pairs])
+    made = judge([difference for _, difference in pairs], pairs[0][0].resampled.resamples)
     return [
-        Change(m, metric, difference, float(p), len(pairs))
-        for (m, difference), p in zip(pairs, p_values, strict=True)
+        KernelChange(one.difference, one.p_holm, one.family, one.word, m, metric)
+        for (m, _), one in zip(pairs, made, strict=True)
     ]
 
 

@@ -7,16 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dogmed import console
+from dogmed import console, stats
 from dogmed.analysis.images import Fit
 from dogmed.analysis.output import (
     LIBRARIES,
     SCORES,
     folder_of_all,
+    machine,
     names_of,
     track,
     write_json,
 )
+from dogmed.analysis.page import page
 from dogmed.analysis.scale import Protocol, ScaleConfig
 from dogmed.analysis.scale_channels import (
     Selection,
@@ -26,35 +28,30 @@ from dogmed.analysis.scale_channels import (
 )
 from dogmed.analysis.scale_channels import content as channels_content
 from dogmed.analysis.scale_curves import Curve, curves
-from dogmed.analysis.scale_page import page
 from dogmed.analysis.scale_pictures import figure_of
 from dogmed.analysis.scale_points import (
-    ALPHA,
-    Change,
     Choice,
+    KernelChange,
     Measured,
     Subject,
     changes,
     choices,
     metrics_of,
-    resamples_for,
 )
 from dogmed.analysis.scale_tables import (
     CSV_COLUMNS,
     FITS,
-    Table,
     changes_table,
     choices_table,
     csv_rows,
-    markdown,
     metric_name,
     scores_table,
     summary_table,
-    tell,
     thesis_places,
     thesis_rows,
 )
 from dogmed.analysis.subject import params_of
+from dogmed.analysis.tables import Table, markdown, tell
 from dogmed.csvfile import csv_text
 from dogmed.plots import save_figure
 from dogmed.provenance import provenance
@@ -71,8 +68,8 @@ DEFINITIONS = {
     **SCORES,
     "difference": "score minus that of the model's own kernel size on the same images; interval and p by "
     "the paired bootstrap",
-    "p_holm": f"adjusted by Holm over a model's differences of one fit and score; {ALPHA} and more is noise, or "
-    "too few resamples where none could be less",
+    "p_holm": f"adjusted by Holm over a model's differences of one fit and score; {stats.ALPHA} and more is "
+    "noise, or too few resamples where none could be less",
     "chosen_on_val": "the kernel size with the highest such score on val at that side; equal ones: nearest to own",
     "flattery": "score on test of the kernel size that is best there, minus that of the one chosen on val",
     "channels": "share of the images whose highest score, over classes and scale channels, is that of the "
@@ -90,7 +87,7 @@ class Found:
     measured: list[Measured]
     told: list[Measured]
     """Those of the split to report on."""
-    changes: list[Change]
+    changes: list[KernelChange]
     choices: list[Choice]
     curves: list[Curve]
     selections: list[Selection]
@@ -121,17 +118,18 @@ def write(
     folder = folder_of_all(config.out, "scale", evaluations, protocol.request)
     title, lead, tables = _title(found), _lead(found), tables_of(found)
     facts = provenance(subjects[0].evaluation.device, LIBRARIES)
+    head = [*lead, machine(facts, "torch", "timm")]
     write_json(folder / f"{name}.json", _content(found, params_of(config), facts))
     rows = csv_rows(measured, found.changes, found.choices)
     write_atomic(folder / f"{name}.csv", csv_text(CSV_COLUMNS, rows))
-    write_atomic(folder / f"{name}.md", markdown(title, [*lead, _machine(facts)], tables))
+    write_atomic(folder / f"{name}.md", markdown(title, head, tables))
     figure = figure_of(found, title)
     pictures = save_figure(figure, folder / name)
     figures = [figure]
     if found.selections:
         figures.append(selection_figure(found.selections, title))
         pictures += save_figure(figures[1], folder / f"{name}-channels")
-    write_atomic(folder / f"{name}.html", page(title, [*lead, _machine(facts)], tables, figures))
+    write_atomic(folder / f"{name}.html", page(title, head, tables, figures))
     tell(output, title, tables, lead)
     files = [folder / f"{name}.{suffix}" for suffix in ("json", "csv", "md", "html")] + pictures
     if config.tracking == "mlflow":
@@ -198,19 +196,12 @@ def _lead(found: Found) -> list[str]:
     lines += [f"Note: {note}." for s in found.subjects for note in s.notes]
     resamples = first.evaluation.resamples
     family = max((change.family for change in found.changes), default=0)
-    if resamples < resamples_for(family):
+    if resamples < stats.resamples_for(family):
         lines.append(
             f"With {resamples} resamples no p-value is small enough after Holm's adjustment over "
-            f"{console.count(family, 'difference')}: give --resamples {resamples_for(family)} or more."
+            f"{console.count(family, 'difference')}: give --resamples {stats.resamples_for(family)} or more."
         )
     return lines
-
-
-def _machine(facts: dict[str, Any]) -> str:
-    versions = ", ".join(
-        f"{name} {facts['versions'][name]}" for name in ("dogmed", "torch", "timm")
-    )
-    return f"{versions}, on {facts['device']}, {console.count(facts['threads'], 'thread')}."
 
 
 def _content(found: Found, options: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
@@ -272,12 +263,8 @@ def _place(m: Measured) -> dict[str, Any]:
     return {"model": m.subject.title, **m.point._asdict(), "images": len(m.resampled.labels)}
 
 
-def _change(change: Change) -> dict[str, Any]:
-    d = change.difference
-    return {
-        "metric": change.metric, "value": d.value, "low": d.low, "high": d.high, "p": d.p,
-        "p_holm": change.p_holm, "family": change.family, "word": change.word,
-    }  # fmt: skip
+def _change(change: KernelChange) -> dict[str, Any]:
+    return {"metric": change.metric, **change.numbers}
 
 
 def _curve(curve: Curve, others: Sequence[Curve]) -> dict[str, Any]:

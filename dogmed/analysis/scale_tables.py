@@ -1,18 +1,16 @@
-"""The tables of ``dogmed analyze scale``: on the terminal, in Markdown and, a row a point, in CSV."""
+"""The tables of ``dogmed analyze scale``, and the rows of its CSV file, a point each."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from dogmed.analysis.evaluation import Score
 from dogmed.analysis.scale import THESIS_SIZE
 from dogmed.analysis.scale_curves import Curve
-from dogmed.analysis.scale_points import Change, Choice, Measured, Subject
-from dogmed.console import Console, count
-from dogmed.console import table as terminal_table
-from dogmed.markdown import markdown_table
+from dogmed.analysis.scale_points import Choice, KernelChange, Measured, Subject
+from dogmed.analysis.tables import Table, changed, interval, percent
+from dogmed.console import count
 from dogmed.references import imagenet_tables
 
 NEAR = 0.03  # by which a resolution's share of the training size may differ from the thesis's
@@ -30,30 +28,6 @@ class Place(NamedTuple):
     at: float
     side: int
     """0 where factors are what is varied: models of several sizes then share it."""
-
-
-class Cell(str):
-    """What a cell says, and what a page has room for besides: the interval."""
-
-    detail = ""
-
-    @classmethod
-    def of(cls, text: str, detail: str) -> Cell:
-        cell = cls(text)
-        cell.detail = detail
-        return cell
-
-
-@dataclass
-class Table:
-    title: str
-    head: list[str]
-    rows: list[list[str]] = field(default_factory=list)
-    note: str = ""
-    thesis: bool = False
-    """Whether rows of the thesis are in it."""
-    printed: bool = True
-    """Whether the terminal shows it too."""
 
 
 def metric_name(metric: str, many: bool) -> str:
@@ -91,22 +65,22 @@ def scores_table(
                 for m in told
                 if m.subject is subject and m.point.kernel == kernel
             }
-            cells = [_percent(mine.get(place)) for place in places]
+            cells = [percent(mine.get(place)) for place in places]
             table.rows.append([subject.title, kernel_name(subject, kernel), *cells])
     if thesis:
         quoted = _thesis_rows(places)
         table.rows += quoted
-        table.thesis = bool(quoted)
-    if table.thesis:
-        table.note = (
-            "Rows of the thesis are as printed, of ImageNet-1K at 224 px: other data, not worked out "
-            "here. They stand at the same share of the training size."
-        )
+        if quoted:
+            table.note_printed = True
+            table.note = (
+                "Rows of the thesis are as printed, of ImageNet-1K at 224 px: other data, not worked out "
+                "here. They stand at the same share of the training size."
+            )
     return table
 
 
 def changes_table(
-    title: str, subjects: Sequence[Subject], found: Sequence[Change], *, thesis: bool
+    title: str, subjects: Sequence[Subject], found: Sequence[KernelChange], *, thesis: bool
 ) -> Table:
     """Other kernels minus the model's own, in points, with a word.
 
@@ -126,7 +100,7 @@ def changes_table(
                 if c.of.subject is subject and c.of.point.kernel == kernel
             }
             if mine:
-                cells = [_change(mine.get(place)) for place in places]
+                cells = [changed(mine.get(place)) for place in places]
                 table.rows.append([subject.title, kernel_name(subject, kernel), *cells])
     family = max(change.family for change in found)
     table.note = (
@@ -156,10 +130,10 @@ def choices_table(title: str, subjects: Sequence[Subject], found: Sequence[Choic
             [subject.title, "kernel chosen on val"]
             + ["–" if c is None else str(c.test.point.kernel) for c in chosen],
             ["", "score on test"]
-            + [_percent(None if c is None else c.test.scores[metric]) for c in chosen],
+            + [percent(None if c is None else c.test.scores[metric]) for c in chosen],
             ["", "minus own kernel"]
             + [
-                "–" if c is None else "own" if c.change is None else _change(c.change)
+                "–" if c is None else "own" if c.change is None else changed(c.change)
                 for c in chosen
             ],
             ["", "choosing on test would add"]
@@ -184,8 +158,8 @@ def summary_table(title: str, found: Sequence[Curve]) -> Table:
         table.rows.append([
             curve.subject.title, curve.name,
             interval(Score(mean.value, mean.low, mean.high)), gain,
-            _percent(one.scores[curve.metric]),
-            f"{_percent(worst.scores[curve.metric])} (×{worst.point.at:.3g})",
+            percent(one.scores[curve.metric]),
+            f"{percent(worst.scores[curve.metric])} (×{worst.point.at:.3g})",
             "–" if kept is None else f"{kept.value:.3f} [{kept.low:.3f}, {kept.high:.3f}]",
         ])  # fmt: skip
     table.note = (
@@ -195,30 +169,8 @@ def summary_table(title: str, found: Sequence[Curve]) -> Table:
     return table
 
 
-def markdown(title: str, lead: Sequence[str], tables: Sequence[Table]) -> str:
-    """All tables as one Markdown text."""
-    parts = [f"# {title}", *lead]
-    for table in tables:
-        parts += [f"## {table.title}", markdown_table(table.head, table.rows)]
-        parts += [table.note] if table.note else []
-    return "\n\n".join(parts) + "\n"
-
-
-def tell(output: Console, title: str, tables: Sequence[Table], lead: Sequence[str]) -> None:
-    """Show the tables that are for the terminal, and below them what must be known."""
-    output.line(f"\n{title}")
-    for table in tables:
-        if table.printed:
-            output.line(f"\n{table.title}")
-            terminal_table([tuple(row) for row in [table.head, *table.rows]])
-            if table.thesis:
-                output.line(table.note)
-    for line in lead:
-        output.line(f"\n{line}" if line is lead[0] else line)
-
-
 def csv_rows(
-    told: Sequence[Measured], found: Sequence[Change], chosen: Sequence[Choice]
+    told: Sequence[Measured], found: Sequence[KernelChange], chosen: Sequence[Choice]
 ) -> list[dict[str, Any]]:
     """One row a point and score, val's too; scores and differences are shares, not percent."""
     by_point = {(id(c.of), c.metric): c for c in found}
@@ -236,11 +188,7 @@ def csv_rows(
                 "chosen_on_val": (id(m), metric) in taken,
             }  # fmt: skip
             if change is not None:
-                d = change.difference
-                row |= {
-                    "difference": d.value, "difference_low": d.low, "difference_high": d.high,
-                    "p": d.p, "p_holm": change.p_holm, "word": change.word,
-                }  # fmt: skip
+                row |= change.cells
             rows.append(row)
     return rows
 
@@ -281,11 +229,6 @@ def kernel_name(subject: Subject, kernel: int | None) -> str:
     return f"{kernel} (own)" if kernel == subject.own else str(kernel)
 
 
-def interval(score: Score) -> str:
-    """Percent with its interval."""
-    return f"{100 * score.value:.2f} [{100 * score.low:.2f}, {100 * score.high:.2f}]"
-
-
 def _thesis_rows(places: Sequence[Place], *, differences: bool = False) -> list[list[str]]:
     known = thesis_places()
     columns = [
@@ -315,20 +258,6 @@ def _heads(places: Sequence[Place]) -> list[str]:
     return heads
 
 
-def _change(change: Change | None) -> str:
-    if change is None:
-        return "–"
-    d = change.difference
-    detail = f"[{100 * d.low:+.2f}, {100 * d.high:+.2f}], p {change.p_holm:.2g}"
-    return Cell.of(f"{100 * d.value:+.2f} {change.word}", detail)
-
-
 def _gain(curve: Curve, own: Curve) -> str:
     d = curve.gain(own)
     return f"{100 * d.value:+.2f} [{100 * d.low:+.2f}, {100 * d.high:+.2f}], p {d.p:.2g}"
-
-
-def _percent(score: Score | None) -> str:
-    if score is None:
-        return "–"
-    return Cell.of(f"{100 * score.value:.2f}", f"[{100 * score.low:.2f}, {100 * score.high:.2f}]")

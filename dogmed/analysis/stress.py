@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 from annotated_types import Ge, Le
 
 from dogmed.analysis.subject import (
-    RESAMPLES,
     Listed,
     SubjectConfig,
     open_evaluations,
@@ -23,6 +22,7 @@ from dogmed.analysis.subject import (
     refuse_no_model,
     refuse_unusable,
     request_name,
+    settle_resamples,
 )
 from dogmed.config import configclass
 from dogmed.errors import ConfigError
@@ -99,10 +99,8 @@ def command(**options: Any) -> None:
 
 def _subjects(config: StressConfig, console: Console, points: Points) -> list[Subject]:
     """Open the models with their images, the reference last unless it is one of them."""
-    from dogmed.analysis.scale_points import resamples_for
     from dogmed.analysis.stress_errors import published_for
     from dogmed.analysis.stress_points import Subject
-    from dogmed.console import count
 
     models = open_models(config.models, config.weights_dir)
     named = len(models)
@@ -125,15 +123,7 @@ def _subjects(config: StressConfig, console: Console, points: Points) -> list[Su
             published_for(subject)  # asked for where they are not: said before the work
         subjects.append(subject)
     family = max(len(subject.stresses) for subject in subjects) + 2
-    needed = resamples_for(family)
-    if config.resamples is None and needed > RESAMPLES:
-        for subject in subjects:
-            subject.evaluation.resamples = needed
-    elif config.resamples is not None and needed > config.resamples:
-        console.line(
-            f"warning: --resamples {config.resamples}: no p-value will be small enough after Holm's "
-            f"adjustment over {count(family, 'difference')}; give {needed} or more, or leave it out"
-        )
+    settle_resamples(config.resamples, [s.evaluation for s in subjects], family, console)
     return subjects
 
 

@@ -19,8 +19,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dogmed import stats
+from dogmed.analysis.changes import Change, judge
 from dogmed.analysis.evaluation import Score
-from dogmed.analysis.scale_points import ALPHA, resamples_for
 from dogmed.analysis.stress import ALEXNET
 from dogmed.analysis.stress_points import ERROR, METRICS, Measured, Subject, benchmark_of, score_of
 from dogmed.analysis.stress_sets import PUBLISHED_SIZE, Stress, chosen, published
@@ -35,16 +35,6 @@ class Known(NamedTuple):
 
     def minus(self, other: Known) -> Known:
         return Known(self.value - other.value, self.replicates - other.replicates)
-
-
-class Change(NamedTuple):
-    """A difference of scores on the same images, and what Holm's adjustment leaves of it."""
-
-    difference: stats.Difference
-    p_holm: float
-    family: int
-    """How many differences were adjusted together."""
-    word: str
 
 
 @dataclass(frozen=True)
@@ -202,24 +192,14 @@ def compare(a: Told, b: Told) -> dict[str, Mapping[str, Change]]:
 def _changes(pairs: Mapping[Any, tuple[stats.Resampled, stats.Resampled]]) -> dict[Any, Any]:
     """First minus second of each pair, by metric; Holm's adjustment over the pairs."""
     found: dict[Any, dict[str, Change]] = {key: {} for key in pairs}
+    resamples = min((pair[0].resamples for pair in pairs.values()), default=0)
     for metric in METRICS:
         made = {key: stats.differences(*pair).get(metric) for key, pair in pairs.items()}
         there = {key: d for key, d in made.items() if d is not None}
-        if not there:
-            continue
-        p_values = stats.holm([d.p for d in there.values()])
-        for (key, d), p in zip(there.items(), p_values, strict=True):
-            resamples = pairs[key][0].resamples
-            found[key][metric] = Change(
-                d, float(p), len(there), _word(metric, d, float(p), len(there), resamples)
-            )
+        changes = judge(list(there.values()), resamples, lower_is_better=metric == ERROR)
+        for key, change in zip(there, changes, strict=True):
+            found[key][metric] = change
     return found
-
-
-def _word(metric: str, d: stats.Difference, p: float, family: int, resamples: int) -> str:
-    if p >= ALPHA:
-        return "noise" if resamples >= resamples_for(family) else "too few resamples"
-    return "better" if (d.value > 0) != (metric == ERROR) else "worse"
 
 
 def known(resampled: stats.Resampled) -> Known:

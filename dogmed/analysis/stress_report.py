@@ -7,12 +7,18 @@ from pathlib import Path
 from typing import Any
 
 from dogmed import console
-from dogmed.analysis.output import LIBRARIES, SCORES, folder_of_all, names_of, track, write_json
-from dogmed.analysis.scale_page import page
-from dogmed.analysis.scale_tables import markdown, tell
+from dogmed.analysis.output import (
+    LIBRARIES,
+    SCORES,
+    folder_of_all,
+    machine,
+    names_of,
+    track,
+    write_json,
+)
+from dogmed.analysis.page import page
 from dogmed.analysis.stress import StressConfig
 from dogmed.analysis.stress_errors import (
-    Change,
     Reference,
     Row,
     Told,
@@ -25,6 +31,7 @@ from dogmed.analysis.stress_points import ERROR, METRICS, SPLIT, Measured, Subje
 from dogmed.analysis.stress_run import keep_in_run
 from dogmed.analysis.stress_tables import CSV_COLUMNS, csv_rows, tables_of
 from dogmed.analysis.subject import params_of
+from dogmed.analysis.tables import markdown, tell
 from dogmed.csvfile import csv_text
 from dogmed.plots import save_figure, write_figure
 from dogmed.provenance import provenance
@@ -58,15 +65,16 @@ def write(
     folder = folder_of_all(config.out, "stress", [s.evaluation for s in shown], request)
     facts = provenance(shown[0].evaluation.device, (*LIBRARIES, "pillow"))
     title, lead = f"Corrupted images: {shown[0].images.title}", _lead(told, reference)
-    tables, machine = tables_of(told, reference), _machine(facts)
+    tables = tables_of(told, reference)
+    head = [*lead, machine(facts, "torch", "pillow")]
     write_json(folder / "stress.json", _content(told, reference, params_of(config), facts))
     write_atomic(folder / "stress.csv", csv_text(CSV_COLUMNS, csv_rows(told)))
-    write_atomic(folder / "stress.md", markdown(title, [*lead, machine], tables))
+    write_atomic(folder / "stress.md", markdown(title, head, tables))
     figure = curves(told, title)
     pictures = save_figure(figure, folder / "stress")
     drawn = examples(shown[0], f"{title}, the first of {SPLIT}")
     pictures.append(write_figure(drawn, folder / "stress-examples.png"))
-    write_atomic(folder / "stress.html", page(title, [*lead, machine], tables, [figure]))
+    write_atomic(folder / "stress.html", page(title, head, tables, [figure]))
     tell(output, title, tables, lead)
     for one in told:
         kept = keep_in_run(one, reference, whole=not config.corruptions)
@@ -112,13 +120,6 @@ def _lead(told: Sequence[Told], reference: Reference | None) -> list[str]:
     return lines
 
 
-def _machine(facts: dict[str, Any]) -> str:
-    versions = ", ".join(
-        f"{name} {facts['versions'][name]}" for name in ("dogmed", "torch", "pillow")
-    )
-    return f"{versions}, on {facts['device']}, {console.count(facts['threads'], 'thread')}."
-
-
 def _content(
     told: Sequence[Told],
     reference: Reference | None,
@@ -143,7 +144,7 @@ def _content(
                 "model": a.subject.title,
                 "minus": b.subject.title,
                 "differences": {
-                    name: {metric: _change(c) for metric, c in made.items()}
+                    name: {metric: c.numbers for metric, c in made.items()}
                     for name, made in compare(a, b).items()
                 },
             }
@@ -185,7 +186,7 @@ def _row(row: Row) -> dict[str, Any]:
             for m, strength in zip(row.points, row.stress.strengths, strict=True)
         ]
     content["mean"] = _scores(row)
-    content["minus_clean"] = {metric: _change(c) for metric, c in row.changes.items()}
+    content["minus_clean"] = {metric: c.numbers for metric, c in row.changes.items()}
     content["ratio"] = None if row.ratio is None else row.ratio._asdict()
     content["relative"] = None if row.relative is None else row.relative._asdict()
     return content
@@ -194,14 +195,6 @@ def _row(row: Row) -> dict[str, Any]:
 def _scores(one: Row | Measured) -> dict[str, Any]:
     found = {metric: one.score(metric) for metric in METRICS}
     return {metric: None if s is None else s._asdict() for metric, s in found.items()}
-
-
-def _change(change: Change) -> dict[str, Any]:
-    d = change.difference
-    return {
-        "value": d.value, "low": d.low, "high": d.high, "p": d.p, "p_holm": change.p_holm,
-        "family": change.family, "word": change.word,
-    }  # fmt: skip
 
 
 def _figures(told: Sequence[Told]) -> dict[str, float | None]:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from dogmed.analysis.evaluation import Score
-from dogmed.analysis.scale_tables import Cell, Table, interval
-from dogmed.analysis.stress_errors import Change, Reference, Row, Told, compare
+from dogmed.analysis.stress_errors import Reference, Row, Told, compare
 from dogmed.analysis.stress_points import ERROR, METRICS, Measured
 from dogmed.analysis.stress_sets import SEVERITIES
+from dogmed.analysis.tables import Cell, Table, changed, interval, percent
 from dogmed.console import count
 
 NAMES = {ERROR: "balanced error", "acc": "accuracy", "auc": "AUC"}
@@ -68,11 +68,11 @@ def metric_table(metric: str, told: Sequence[Told], reference: Reference | None)
     table.head += ["BE", "rBE"] if normalised else []
     for one in told:
         blank = ["·"] * SEVERITIES
-        clean = [one.subject.title, "", "clean", *blank, _percent(one.clean.score(metric)), ""]
+        clean = [one.subject.title, "", "clean", *blank, percent(one.clean.score(metric)), ""]
         table.rows.append(clean + (["", ""] if normalised else []))
         for row in (*one.rows, one.overall):
             stress = row.stress
-            cells = [_percent(m.score(metric)) for m in row.points] if _graded(row) else blank
+            cells = [percent(m.score(metric)) for m in row.points] if _graded(row) else blank
             group, title = ("", MEAN) if stress is None else (stress.group, stress.title)
             table.rows.append(
                 [
@@ -80,8 +80,8 @@ def metric_table(metric: str, told: Sequence[Told], reference: Reference | None)
                     group,
                     title,
                     *cells,
-                    _percent(row.score(metric)),
-                    _change(row.changes, metric),
+                    percent(row.score(metric)),
+                    changed(row.changes.get(metric)),
                 ]
                 + ([_short(row.ratio), _short(row.relative)] if normalised else [])
             )
@@ -102,7 +102,7 @@ def pair_table(a: Told, b: Told) -> Table:
     table = Table(title, ["what", *(NAMES[metric] for metric in metrics)])
     for name, made in found.items():
         what = MEAN if name == "mean" else name.replace("_", " ")
-        table.rows.append([what, *(_change(made, metric) for metric in metrics)])
+        table.rows.append([what, *(changed(made.get(metric)) for metric in metrics)])
     table.note = (
         f"Points, means over the severities, on the same images; Holm's adjustment over "
         f"{count(len(found), 'difference')} of a score. One training each: the intervals know the luck of the "
@@ -148,11 +148,7 @@ def _csv_mean(title: str, group: str, name: str, row: Row, metric: str) -> dict[
         "images": len(row.mean.labels), "metric": metric, **_three("value", row.score(metric)),
     }  # fmt: skip
     if change is not None:
-        d = change.difference
-        cells |= {
-            "difference": d.value, "difference_low": d.low, "difference_high": d.high,
-            "p": d.p, "p_holm": change.p_holm, "word": change.word,
-        }  # fmt: skip
+        cells |= change.cells
     if metric == ERROR and row.ratio is not None:
         cells |= _three("ratio", row.ratio)
     if metric == ERROR and row.relative is not None:
@@ -182,12 +178,6 @@ def _has(told: Sequence[Told], metric: str) -> bool:
     return any(one.clean.score(metric) is not None for one in told)
 
 
-def _percent(score: Score | None) -> str:
-    if score is None:
-        return "–"
-    return Cell.of(f"{100 * score.value:.2f}", f"[{100 * score.low:.2f}, {100 * score.high:.2f}]")
-
-
 def _whole(score: Score | None) -> str:
     return "–" if score is None else interval(score)
 
@@ -200,12 +190,3 @@ def _short(score: Score | None) -> str:
     if score is None:
         return "–"
     return Cell.of(f"{score.value:.3f}", f"[{score.low:.3f}, {score.high:.3f}]")
-
-
-def _change(changes: Mapping[str, Change], metric: str) -> str:
-    change = changes.get(metric)
-    if change is None:
-        return "–"
-    d = change.difference
-    detail = f"[{100 * d.low:+.2f}, {100 * d.high:+.2f}], p {change.p_holm:.2g}"
-    return Cell.of(f"{100 * d.value:+.2f} {change.word}", detail)

@@ -285,6 +285,35 @@ def open_evaluations(
         )
 
 
+def settle_resamples(
+    asked: int | None, evaluations: Sequence[Evaluation], family: int, console: Console
+) -> None:
+    """Draw as many resamples as Holm's adjustment needs, or say that those asked for are too few.
+
+    Args:
+        asked: None leaves it to us.
+        evaluations: of all models.
+        family: the largest number of differences that are adjusted together.
+        console: told of both.
+    """
+    from dogmed.console import count
+    from dogmed.stats import resamples_for
+
+    needed = resamples_for(family)
+    if asked is None and needed > RESAMPLES:
+        for one in evaluations:
+            one.resamples = needed
+        console.line(
+            f"{needed} bootstrap resamples in place of {RESAMPLES}: Holm's adjustment over "
+            f"{count(family, 'difference')} needs them"
+        )
+    elif asked is not None and needed > asked:
+        console.line(
+            f"warning: --resamples {asked}: no p-value will be small enough after Holm's "
+            f"adjustment over {count(family, 'difference')}; give {needed} or more, or leave it out"
+        )
+
+
 def params_of(config: SubjectConfig) -> dict[str, Any]:
     """The options that decide the result."""
     left_out = ("out", "tracking", "device", "workers", "batch_size", "cache_dir", "weights_dir")

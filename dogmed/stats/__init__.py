@@ -4,6 +4,7 @@
 - ``seeds``: what other training seeds would have given.
 - ``compare``: several seeds on one test set, and two models on the same one.
 - ``tasks``: models over several tasks: Wilcoxon, Friedman, Holm, ranks and critical difference.
+- ``verdicts``: what may be said of a difference.
 """
 
 from dogmed.stats.bootstrap import bootstrap_intervals, bootstrap_replicates
@@ -31,8 +32,10 @@ from dogmed.stats.tasks import (
     holm,
     wilcoxon,
 )
+from dogmed.stats.verdicts import ALPHA, resamples_for, verdict
 
 __all__ = [
+    "ALPHA",
     "Difference",
     "Estimate",
     "Friedman",
@@ -51,10 +54,12 @@ __all__ = [
     "holm",
     "mcnemar",
     "resample",
+    "resamples_for",
     "summarize",
     "t_interval",
     "trivial_answer",
     "trivial_probabilities",
+    "verdict",
     "wilcoxon",
     "within_range",
 ]

@@ -15,7 +15,7 @@ from dogmed.finetune.config import FinetuneConfig
 from dogmed.finetune.report.cells import p_value, signed
 from dogmed.finetune.report.reading import Labels, Run, read_runs
 from dogmed.finetune.report.tables import NAMES
-from dogmed.finetune.report.verdicts import METRICS, adjust, verdict
+from dogmed.finetune.report.verdicts import METRICS, adjust
 from dogmed.stats import Difference, Estimate
 from dogmed.stats.compare import IMAGES
 
@@ -158,7 +158,7 @@ def _against(rows: Sequence[Row], resampled: Mapping[str, stats.Resampled]) -> N
                 pairs.append((row, found[metric]))
         adjusted = adjust([difference.p for _, difference in pairs], [metric] * len(pairs))
         for (row, difference), (p, _) in zip(pairs, adjusted, strict=True):
-            row.against[metric] = Against(difference, p, verdict(p, difference.value))
+            row.against[metric] = Against(difference, p, stats.verdict(p, difference.value))
 
 
 def _agreement(rows: Sequence[Row]) -> Agreement | None:

@@ -12,7 +12,7 @@ from dogmed import stats
 from dogmed.finetune.report.grouping import Group, Setup, TestSet, question_of, unequal
 from dogmed.finetune.report.over_tasks import Pair, Ranks, over_tasks
 from dogmed.finetune.report.reading import Labels
-from dogmed.finetune.report.verdicts import ALPHA, METRICS, adjust, verdict
+from dogmed.finetune.report.verdicts import METRICS, adjust
 from dogmed.metrics import Ints
 from dogmed.stats import Difference, Estimate
 from dogmed.stats.compare import IMAGES
@@ -42,7 +42,7 @@ class Comparison:
     def verdict(self) -> str:
         if self.unequal:
             return "unequal"
-        return verdict(self.adjusted, self.difference.value)
+        return stats.verdict(self.adjusted, self.difference.value)
 
 
 @dataclass(frozen=True)
@@ -204,14 +204,13 @@ def _adjust(comparisons: list[Comparison]) -> list[Comparison]:
 
 def _coarse(comparisons: Sequence[Comparison], resamples: int) -> list[str]:
     """Say where a bootstrap of single seeds is too coarse for its family to find anything."""
-    smallest = 2 / (resamples + 1)
     sizes = [c.family for c in comparisons if c.difference.covers == IMAGES]
-    if not sizes or smallest * max(sizes) < ALPHA:
+    if not sizes or resamples >= stats.resamples_for(max(sizes)):
         return []
     return [
-        f"{resamples} resamples give single-seed comparisons a p-value of {smallest:.2g} at least, which "
-        f"Holm's adjustment over {max(sizes)} of them takes above {ALPHA}: nothing there could be better or "
-        f"worse; give --resamples {int(2 * max(sizes) / ALPHA) + 1} or more, or run more seeds"
+        f"{resamples} resamples give single-seed comparisons a p-value of {2 / (resamples + 1):.2g} at least, "
+        f"which Holm's adjustment over {max(sizes)} of them takes above {stats.ALPHA}: nothing there could be better "
+        f"or worse; give --resamples {stats.resamples_for(max(sizes))} or more, or run more seeds"
     ]
 
 

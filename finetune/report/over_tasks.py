@@ -16,7 +16,7 @@ import numpy as np
 
 from dogmed import stats
 from dogmed.finetune.report.grouping import Group, Setup, TestSet, question_of, unequal
-from dogmed.finetune.report.verdicts import ALPHA, METRICS, adjust, verdict
+from dogmed.finetune.report.verdicts import METRICS, adjust
 
 MIN_TASKS = 6  # with fewer, the exact two-sided Wilcoxon test has no p-value below 0.05
 
@@ -43,7 +43,7 @@ class Ranks:
     @property
     def width(self) -> float:
         """The critical difference of two ranks, or 0 where nothing says that any differ."""
-        if self.friedman is None or self.friedman.p_f >= ALPHA:
+        if self.friedman is None or self.friedman.p_f >= stats.ALPHA:
             return 0.0
         return stats.critical_difference(len(self.setups), len(self.tasks))
 
@@ -67,7 +67,7 @@ class Pair:
     @property
     def verdict(self) -> str:
         """By the signed ranks, of which the p-value is; the mean may point the other way."""
-        return verdict(self.adjusted, self.test.plus - self.test.minus)
+        return stats.verdict(self.adjusted, self.test.plus - self.test.minus)
 
     @property
     def contrary(self) -> bool:

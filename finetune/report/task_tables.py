@@ -7,10 +7,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from dogmed import stats
 from dogmed.finetune.report.cells import Cell, Row, Table, p_value, points, text
 from dogmed.finetune.report.over_tasks import MIN_TASKS, Pair, Ranks
 from dogmed.finetune.report.tables import NAMES, QUESTIONS, versus
-from dogmed.finetune.report.verdicts import ALPHA, WORDS
+from dogmed.finetune.report.verdicts import WORDS
 
 
 def ranks(of: Ranks) -> Table:
@@ -43,7 +44,7 @@ def _what_ranks_tell(of: Ranks) -> str:
             f"{told}F does not reject that all are alike: the ranks tell nothing apart, and there is no "
             "critical difference to draw."
         )
-    return f"{told}Critical difference of two ranks (Nemenyi, {ALPHA}): {of.width:.2f}."
+    return f"{told}Critical difference of two ranks (Nemenyi, {stats.ALPHA}): {of.width:.2f}."
 
 
 def pairs(chosen: Sequence[Pair]) -> Table:
@@ -81,9 +82,9 @@ def _out_of_reach(family: Sequence[Pair]) -> str:
     """Say where even all tasks in favour of one could not have been enough."""
     most = max(family, key=lambda pair: pair.test.tasks)
     smallest, size, tasks = most.test.smallest_p, most.family, most.test.tasks
-    if smallest * size < ALPHA:
+    if smallest * size < stats.ALPHA:
         return ""
-    needed = 1 + math.floor(math.log2(2 * size / ALPHA))
+    needed = 1 + math.floor(math.log2(2 * size / stats.ALPHA))
     return (
         f"{QUESTIONS[most.question].capitalize()}: with {tasks} tasks that do not tie, no p-value is below "
         f"{smallest:.2g}, and Holm's adjustment over {size} pair{'s' * (size != 1)} takes that to "

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dogmed import stats
 from dogmed.console import duration
 from dogmed.finetune.report.cells import Cell, Row, Table, between, p_value, percent, points, text
 from dogmed.finetune.report.tables import tally
-from dogmed.finetune.report.verdicts import METRICS, WORDS, adjust, verdict
+from dogmed.finetune.report.verdicts import METRICS, WORDS, adjust
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ def table(out: Path) -> tuple[Table | None, list[str]]:
         for metric in METRICS:
             family = [o for o in asked if (o.metric, o.synthetic) == (metric, synthetic)]
             if family:
-                words = Counter(verdict(known[id(one)], one.difference) for one in family)
+                words = Counter(stats.verdict(known[id(one)], one.difference) for one in family)
                 result.notes.append(
                     f"{'SYNTHETIC data, ' * synthetic}{metric.upper()}: {tally(words)} of {len(family)} "
                     f"comparison{'s' * (len(family) != 1)} of tuned with default options, by Holm over these."
@@ -99,7 +100,7 @@ def _outcomes(facts: dict[str, Any]) -> list[Outcome]:
 
 
 def _row(one: Outcome, adjusted: float | None) -> Row:
-    word = "" if adjusted is None else verdict(adjusted, one.difference)
+    word = "" if adjusted is None else stats.verdict(adjusted, one.difference)
     ends = Cell("–") if one.interval is None else Cell(between(*one.interval), f"of {one.covers}")
     head = text(f"{one.task}, {one.metric.upper()}", "SYNTHETIC" if one.synthetic else "")
     return Row(head, [

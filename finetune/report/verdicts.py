@@ -1,4 +1,4 @@
-"""What may be said of a difference, and the adjustment for how often it is asked."""
+"""What is compared, the words for what was found, and the adjustment for how often it is asked."""
 
 from __future__ import annotations
 
@@ -7,16 +7,8 @@ from collections.abc import Hashable, Sequence
 
 from dogmed import stats
 
-ALPHA = 0.05
 METRICS = ("acc", "auc")
 WORDS = {"better": "better", "worse": "worse", "noise": "noise", "unequal": "not comparable"}
-
-
-def verdict(adjusted: float, direction: float) -> str:
-    """Name a difference whose p-value is ``adjusted`` and whose sign is that of ``direction``."""
-    if adjusted >= ALPHA:
-        return "noise"
-    return "better" if direction > 0 else "worse"
 
 
 def adjust(p_values: Sequence[float], families: Sequence[Hashable]) -> list[tuple[float, int]]:

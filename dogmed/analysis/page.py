@@ -1,4 +1,4 @@
-"""The tables of ``dogmed analyze scale`` with their intervals, as one page that asks for nothing from outside."""
+"""Tables of scores with their intervals, and pictures, as one page that asks for nothing from outside."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from html import escape
 
 from matplotlib.figure import Figure
 
-from dogmed.analysis.scale_tables import Cell, Table
+from dogmed.analysis.tables import Cell, Table
 from dogmed.htmlpage import document
 from dogmed.plots import to_svg
 
@@ -28,7 +28,7 @@ def page(
 ) -> str:
     """Write the page: what must be known, the pictures, the tables."""
     parts = [f"<h1>{escape(title)}</h1>", *(f"<p>{escape(line)}</p>" for line in lead)]
-    parts += [to_svg(figure, f"scale{k}", {}) for k, figure in enumerate(figures)]
+    parts += [to_svg(figure, f"figure{k}", {}) for k, figure in enumerate(figures)]
     for table in tables:
         head = "".join(f"<th>{escape(name.strip('*'))}</th>" for name in table.head)
         rows = "\n".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in table.rows)
