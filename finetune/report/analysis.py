@@ -207,10 +207,11 @@ def _coarse(comparisons: Sequence[Comparison], resamples: int) -> list[str]:
     sizes = [c.family for c in comparisons if c.difference.covers == IMAGES]
     if not sizes or resamples >= stats.resamples_for(max(sizes)):
         return []
+    least, needed = 2 / (resamples + 1), stats.resamples_for(max(sizes))
     return [
-        f"{resamples} resamples give single-seed comparisons a p-value of {2 / (resamples + 1):.2g} at least, "
-        f"which Holm's adjustment over {max(sizes)} of them takes above {stats.ALPHA}: nothing there could be better "
-        f"or worse; give --resamples {stats.resamples_for(max(sizes))} or more, or run more seeds"
+        f"{resamples} resamples give single-seed comparisons a p-value of {least:.2g} at least, which "
+        f"Holm's adjustment over {max(sizes)} of them takes above {stats.ALPHA}: nothing there could be "
+        f"better or worse; give --resamples {needed} or more, or run more seeds"
     ]
 
 
