@@ -200,9 +200,10 @@ def _training(record: WeightsRecord, result: Mapping[str, Any] | None) -> str:
             ("training images", f"{result['data']['train_images']}"),
             ("epochs", f"{result['epochs']}"),
             ("best epoch", f"{result['best_epoch']}, by {result['selected_on']}"),
-            ("batch size", f"{result['batch_size']}"),
-            ("peak learning rate", f"{result['peak_lr']:g}"),
         ]
+        if "batch_size" in result:  # not of the first versions
+            rows += [("batch size", f"{result['batch_size']}")]
+            rows += [("peak learning rate", f"{result['peak_lr']:g}")]
     elif record.epochs is not None:
         rows.append(("epochs up to these weights", str(record.epochs)))
     optim = record.training.get("optim", {})
@@ -230,10 +231,12 @@ def _scores(record: WeightsRecord, result: Mapping[str, Any] | None) -> str:
             rows.append((name, f"{test[key]:.4f}", shown))
     resamples = f", {test['resamples']:,} resamples" if "resamples" in test else ""
     table = markdown_table(("", "test", "95% interval"), rows, numbers=True)
+    trivial = ""
+    if "trivial_test_acc" in result:  # not of the first versions
+        trivial = f" Always giving the most frequent answer has accuracy {result['trivial_test_acc']:.4f}."
     return (
         f"On the {test['n']} images of the test split, at temperature 1; intervals by bootstrap over "
-        f"images{resamples}, for this one training. Always giving the most frequent answer has accuracy "
-        f"{result['trivial_test_acc']:.4f}.\n\n{table}"
+        f"images{resamples}, for this one training.{trivial}\n\n{table}"
     )
 
 

@@ -53,6 +53,24 @@ def test_every_number_of_the_tables_is_the_runs(exported: Exported, run: Path) -
     assert f"{result['test']['n']} images of the test split" in text
 
 
+def test_a_run_of_the_first_versions_has_a_card_without_what_they_did_not_say(
+    exported: Exported, run: Path, tmp_path: Path
+) -> None:
+    old = tmp_path / "seed0"
+    (old / "checkpoints").mkdir(parents=True)
+    weights = run / "checkpoints" / "best.safetensors"
+    (old / "checkpoints" / weights.name).symlink_to(weights)
+    result = json.loads((run / "result.json").read_text())
+    for name in ("batch_size", "peak_lr", "trivial_test_acc", "calibration"):
+        del result[name]
+    (old / "result.json").write_text(json.dumps(result))
+    card.write_card(tmp_path, load(old, device="cpu"), exported)
+    text, full = ((f / card.CARD).read_text() for f in (tmp_path, exported.folder))
+    for line in ("| batch size |", "| peak learning rate |", "Always giving the most frequent"):
+        assert line in full and line not in text
+    assert f"On the {result['test']['n']} images of the test split" in text
+
+
 def test_what_it_must_not_lack_and_must_not_hold(exported: Exported, run: Path) -> None:
     text = (exported.folder / card.CARD).read_text()
     assert card.NO_DEVICE in text and exported.proof in text
