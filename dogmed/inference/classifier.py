@@ -228,7 +228,8 @@ def load(
     """Open a fine-tuned network.
 
     Args:
-        model: folder of a finished run, .safetensors file, name of the store, or id of an MLflow run.
+        model: folder of a finished run or of an export to timm, .safetensors file, name of the store, or id of
+            an MLflow run.
         device: auto, cpu, cuda or cuda:N.
         weights_dir: the store; None is the user's.
         out: where the runs are, for an MLflow run's id; None is ``dogmed-runs``.
@@ -273,7 +274,7 @@ def _many(images: Source | Iterable[Source]) -> Iterable[Source]:
             )
         one = images.ndim == 2 or (images.ndim == 3 and images.shape[2] in (1, 3))
         return [images] if one else images
-    if isinstance(images, str | os.PathLike | Image.Image):
+    if isinstance(images, str | os.PathLike | bytes | Image.Image):
         return [images]
     return images
 

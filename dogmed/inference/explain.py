@@ -30,8 +30,8 @@ class ExplainConfig:
     """Draw where a trained network's answers come from (Grad-CAM), beside its strongest DoG kernels."""
 
     inputs: tuple[str, ...] = ()
-    """MODEL (folder of a finished run, .safetensors file, name of dogmed weights list, id of an MLflow run), then
-    image files or folders of them; may come first, without --inputs."""
+    """MODEL (folder of a finished run or of an export to timm, .safetensors file, name of dogmed weights list, id
+    of an MLflow run), then image files or folders of them; may come first, without --inputs."""
     out: Path = Path("explained")
     """Folder for the pictures, explain.html and explain.json; it must be new, empty, or of the same command."""
     class_name: str | None = None

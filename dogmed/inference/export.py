@@ -15,7 +15,8 @@ class ExportConfig:
     """Write a fine-tuned network in a form that others open, with a model card."""
 
     model: str
-    """Finished run's folder, .safetensors file, name of the store or MLflow run's id; comes first, bare."""
+    """Folder of a finished run or of an export to timm, .safetensors file, name of the store or MLflow run's id;
+    comes first, bare."""
     format: Format
     """timm and monai-bundle: a folder that these open; onnx and torch-export: a graph with its weights."""
     out: Path | None = None

@@ -1,4 +1,4 @@
-"""From what the user calls a model to the network: run folder, weights file, name of the store, MLflow run."""
+"""From what the user calls a model to the network: a folder, a weights file, a name, an MLflow run."""
 
 from __future__ import annotations
 

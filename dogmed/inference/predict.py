@@ -33,8 +33,9 @@ class PredictConfig:
     """Classify images with a trained network."""
 
     inputs: tuple[str, ...] = ()
-    """MODEL (folder of a finished run, .safetensors file, name of dogmed weights list, id of an MLflow run), then
-    image files, folders of them, or one .npz with its six keys; may come first, without --inputs."""
+    """MODEL (folder of a finished run or of an export to timm, .safetensors file, name of dogmed weights list, id
+    of an MLflow run), then image files, folders of them, or one .npz with its six keys; may come first,
+    without --inputs."""
     out: Path
     """The .csv file to write; one that is there is replaced."""
     split: Literal["train", "val", "test"] | None = None

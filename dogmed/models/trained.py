@@ -53,7 +53,7 @@ def open_trained(name: str, weights_dir: str | Path | None = None) -> Trained:
 
     Args:
         name: as ``dogmed weights show`` takes it: ``MODEL.RECIPE`` or a recipe's name in the store, a
-            .safetensors file, or the folder of a finished run (its best epoch).
+            .safetensors file, or the folder of a finished run (its best epoch) or of an export to timm.
         weights_dir: the store; None is ``default_weights_dir()``.
 
     Raises:

@@ -21,7 +21,12 @@ METADATA_KEY = "dogmed"
 """Of a safetensors header: the record's JSON is under it."""
 SUFFIX = ".safetensors"
 _NO_NAMES = ("scratch", "timm", "hf-hub")  # mean something else to --init
-_FILE_SUFFIXES = (SUFFIX, ".pt", ".pth", ".bin", ".ckpt", ".tar")
+_FILE_SUFFIXES = (SUFFIX, ".pt", ".pth", ".bin", ".ckpt", ".tar", ".onnx", ".pt2")
+_GRAPHS = {  # other forms of dogmed export
+    "model.onnx": "an ONNX graph",
+    "model.pt2": "a graph of torch.export",
+    "configs/inference.json": "a MONAI bundle",
+}
 
 
 @dataclass(frozen=True)
@@ -184,7 +189,7 @@ def find_weights(name: str, weights_dir: Path) -> Path:
 
     Args:
         name: ``MODEL.RECIPE`` as the store has it, RECIPE alone where one model only has it, a
-            file, or the folder of a finished run.
+            file, or the folder of a finished run or of an export to timm.
         weights_dir: the store.
 
     Raises:
@@ -199,7 +204,7 @@ def find_weights(name: str, weights_dir: Path) -> Path:
     same = [stem for stem in stems if name in (stem, stem.partition(".")[2])]
     if len(same) > 1 and name not in same:
         raise WeightsError(f"'{name}' is there for several models: say {' or '.join(same)}")
-    if not same and (Path(name) / "checkpoints").is_dir():
+    if not same and Path(name).is_dir():
         return weights_file(Path(name))
     if not same:
         recipes = [stem.partition(".")[2] for stem in stems]
@@ -229,16 +234,26 @@ def to_give_away(record: WeightsRecord) -> WeightsRecord:
 
 
 def weights_file(path: Path) -> Path:
-    """A weights file: ``path`` itself, or the best checkpoint of the run folder it names.
+    """A weights file: ``path`` itself, or that of the folder it names, a run's or an export's to timm.
 
     Raises:
-        WeightsError: a folder without weights.
+        WeightsError: a folder without weights, or a graph, which has no layers to look at.
     """
+    if form := next((form for name, form in _GRAPHS.items() if _is_or_holds(path, name)), None):
+        raise WeightsError(
+            f"{path} is {form}: it is used as its README.md says, and cannot be explained, stressed or exported "
+            "again; give the run that it was made from, or an export of --format timm"
+        )
     if not path.is_dir():
         return path
-    for candidate in (path / "checkpoints" / f"best{SUFFIX}", path / f"best{SUFFIX}"):
-        if candidate.is_file():
-            return candidate
+    for candidate in (f"checkpoints/best{SUFFIX}", f"best{SUFFIX}", f"model{SUFFIX}"):
+        if (path / candidate).is_file():
+            return path / candidate
     raise WeightsError(
-        f"{path} is no run folder with weights: no checkpoints/best.safetensors in it"
+        f"{path} is no run folder with weights, and no export of --format timm: it has neither "
+        f"checkpoints/best{SUFFIX} nor model{SUFFIX}"
     )
+
+
+def _is_or_holds(path: Path, name: str) -> bool:
+    return (path / name).is_file() or (path.match(name) and path.is_file())

@@ -134,6 +134,10 @@ def test_timm_opens_the_folder(
         r"^proof   largest difference \S+ in logits .* on 16 images of NOISE", said, re.M
     )
     check_card(out, classifier, pixels, monkeypatch)
+    again = load(out, device="cpu")
+    assert type(again.model) is type(opened) and again.temperature == 1.7
+    expected = classifier.predict(pixels).probabilities
+    np.testing.assert_allclose(again.predict(pixels).probabilities, expected, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["dognext", "gaussder"])
@@ -248,6 +252,29 @@ def test_a_bundle_of_a_grey_task_is_compared_on_grey_noise(tmp_path: Path) -> No
     noise = task_images(load(path, device="cpu"), None, tmp_path / "cache").pixels
     assert (noise == noise[..., :1]).all() and noise.std() > 50
     assert export(path, "--format", "monai-bundle", "--out", tmp_path / "out") == 0
+
+
+@pytest.mark.parametrize(
+    ("file", "form"),
+    [
+        ("model.onnx", "an ONNX graph"),
+        ("model.pt2", "a graph of torch.export"),
+        ("configs/inference.json", "a MONAI bundle"),
+    ],
+)
+def test_what_is_no_model_any_more_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str, form: str
+) -> None:
+    (tmp_path / "out" / file).parent.mkdir(parents=True)
+    (tmp_path / "out" / file).touch()
+    monkeypatch.chdir(tmp_path)
+    for name in ("out", tmp_path / "out", tmp_path / "out" / file):
+        with pytest.raises(WeightsError, match=f"{form}: .* give the run .* --format timm") as told:
+            load(name)
+        assert "\n" not in str(told.value)
+    (tmp_path / "out" / file).unlink()
+    with pytest.raises(WeightsError, match="no run folder with weights, and no export"):
+        load(tmp_path / "out")
 
 
 def test_given_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
