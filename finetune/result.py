@@ -27,6 +27,7 @@ from dogmed.options import settled
 
 __all__ = [
     "calibrate",
+    "calibration_scores",
     "complete_best",
     "data_record",
     "draw",
@@ -62,6 +63,16 @@ def calibrate(objective: Objective, predictions: Mapping[str, Prediction]) -> di
         for split, found in predictions.items()
     }
     return {"temperature": temperature, **told}
+
+
+def calibration_scores(report: Mapping[str, Any]) -> dict[str, float]:
+    """What a report says of calibration, as figures of the whole run: the temperature, errors on test."""
+    told = report["calibration"]
+    return {"temperature": told["temperature"]} | {
+        f"test_{name}_{how}": told["test"][how][name]
+        for name in ("ece", "nll")
+        for how in ("raw", "calibrated")
+    }
 
 
 def trivial_accuracy(kind: str, train_labels: Any, labels: Any) -> float:

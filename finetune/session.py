@@ -345,7 +345,7 @@ class Session:
         for path in (*pictures, folder.predictions, folder.config):
             tracked.log_artifact(path, "figures" if path in pictures else None)
         scores = {f"test_{name}": report["test"][name] for name in ("acc", "auc", "macro_f1")}
-        tracked.log_weights(folder.best, "best", scores)
+        tracked.log_weights(folder.best, "best", scores | result.calibration_scores(report))
         name = f"dogmed-{folder.root.parts[-3]}-{self.config.size}"  # those trained on other images are others
         if self.config.upsample_from:
             name += f"-from{self.config.upsample_from}"

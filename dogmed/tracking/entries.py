@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 import math
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dogmed.tracking import servable
 from dogmed.tracking.ledger import Ledger
 from dogmed.tracking.store import KEY_TAG, find_run
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Run
+    from mlflow.entities import LoggedModel, Run
 
 PARENT_TAG = "mlflow.parentRunId"
 KIND_TAG = "dogmed.kind"
@@ -102,14 +104,34 @@ def log_dataset(client: MlflowClient, run_id: str, entry: Sequence[str]) -> None
 
 
 def log_model(client: MlflowClient, experiment_id: str, run_id: str, path: Path, name: str) -> str:
-    """Copy a weights file as a logged model of a run; returns its id."""
+    """Copy a weights file as a logged model of a run, one that MLflow can serve; returns its id."""
     from mlflow.entities import LoggedModelOutput
 
     model = client.create_logged_model(experiment_id, name, source_run_id=run_id)
-    client.log_model_artifact(model.model_id, str(path))
+    _log_files(client, model, path, known=set())
     client.finalize_logged_model(model.model_id, "READY")
     client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
     return str(model.model_id)
+
+
+def complete_model(client: MlflowClient, model_id: str, path: Path) -> list[str]:
+    """Log the files that a logged model lacks, as those do that earlier versions logged; returns their names."""
+    known = {file.path for file in client.list_logged_model_artifacts(model_id)}
+    return _log_files(client, client.get_logged_model(model_id), path, known)
+
+
+def _log_files(client: MlflowClient, model: LoggedModel, path: Path, known: set[str]) -> list[str]:
+    logged = []
+    if path.name not in known:
+        client.log_model_artifact(model.model_id, str(path))
+        logged.append(path.name)
+    if servable.NAME not in known and (record := servable.servable(path)) is not None:
+        with tempfile.TemporaryDirectory(prefix="dogmed-") as folder:
+            description = Path(folder, servable.NAME)
+            servable.write(description, path.name, record, model)
+            client.log_model_artifact(model.model_id, str(description))
+        logged.append(servable.NAME)
+    return logged
 
 
 def model_of(run: Run) -> str | None:

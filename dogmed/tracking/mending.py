@@ -150,14 +150,17 @@ def _mend_weights(
     client: MlflowClient, run: Run, book: Ledger, missing: list[str]
 ) -> Iterator[str]:
     model_id = entries.model_of(run)
-    if book.weights and model_id is None:
+    if book.weights:
         name, title = book.weights
-        if book.file(name).is_file():
+        path = book.file(name)
+        if not path.is_file():
+            missing += [name] if model_id is None else []
+        elif model_id is None:
             experiment, run_id = run.info.experiment_id, run.info.run_id
-            model_id = entries.log_model(client, experiment, run_id, book.file(name), title)
+            model_id = entries.log_model(client, experiment, run_id, path, title)
             yield "weights"
         else:
-            missing.append(name)
+            yield from entries.complete_model(client, model_id, path)
     scores = {k: v for k, v in book.scores.items() if k not in run.data.metrics}
     entries.log_points(client, run.info.run_id, [(k, v, 0) for k, v in scores.items()], model_id)
     if scores:
