@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from dogmed import __version__
-from dogmed.errors import ConfigError, DogmedError, Interrupted, nearest
+from dogmed.errors import ConfigError, DogmedError, Interrupted, nearest, printable
 
 
 class Command(NamedTuple):
@@ -102,6 +102,13 @@ COMMANDS = {
         "dogmed.inference.export:push",
         words="folder",
         usage="FOLDER --repo ORG/NAME",
+    ),
+    "serve": Command(
+        "serve a trained network on a web page, and as JSON",
+        "dogmed.inference.serve:ServeConfig",
+        "dogmed.inference.serve:serve",
+        words="model",
+        usage="MODEL",
     ),
     "analyze scale": Command(
         "score trained models at many resolutions and kernel sizes",
@@ -205,7 +212,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except DogmedError as error:
         if debug:
             raise
-        print(f"dogmed: {_printable(str(error))}", file=sys.stderr)
+        print(f"dogmed: {printable(str(error))}", file=sys.stderr)
         return error.exit_code
     except Interrupted as stop:
         print(f"dogmed: {stop}", file=sys.stderr)
@@ -341,11 +348,6 @@ def _help() -> str:
             "--debug shows the traceback of an error; --version prints the version",
         ]
     )
-
-
-def _printable(message: str) -> str:
-    """Keep a message on one line, and control characters of file names off the terminal."""
-    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in message)
 
 
 def _resolve(path: str) -> Any:

@@ -61,3 +61,8 @@ def reason(error: BaseException) -> str:
             return origin.strerror.lower()
     lines = str(error).strip().splitlines()
     return lines[0].rstrip(". ") if lines else type(error).__name__
+
+
+def printable(text: str) -> str:
+    """Keep a text on one line, and control characters of file names off the terminal."""
+    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)

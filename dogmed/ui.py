@@ -5,23 +5,21 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import field
 from pathlib import Path
-from types import FrameType
 from typing import IO, Annotated
 
 from annotated_types import Ge, Le
 
 from dogmed.config import configclass, recipe
 from dogmed.errors import DataError, DogmedError
+from dogmed.server import listen, terminable
 from dogmed.tracking import (
     ENVIRONMENT,
     default_uri,
@@ -66,6 +64,7 @@ def serve(out: Path, *, host: str = "127.0.0.1", port: int = 5000) -> None:
 
     Raises:
         DataError: there are no runs yet, or the store cannot be read.
+        ConfigError: this machine cannot listen on the address.
         DogmedError: the server does not start.
     """
     uri = default_uri(out)
@@ -73,13 +72,14 @@ def serve(out: Path, *, host: str = "127.0.0.1", port: int = 5000) -> None:
     if is_server(uri):
         print(comparison_url(uri, *comparison))
         return
-    wanted, port = port, _free_port(host, port)
+    with listen(host, port) as free:
+        wanted, port = port, int(free.getsockname()[1])
     if wanted not in (0, port):
         print(f"port {wanted} is busy, using {port}", flush=True)
     address = f"http://{'localhost' if host == '0.0.0.0' else host}:{port}"
     with (
         tempfile.TemporaryFile("w+") as log,
-        _terminable(),
+        terminable(),
         _server(uri, out, host, port, log) as server,
     ):
         try:
@@ -108,18 +108,6 @@ def _comparison(uri: str, out: Path) -> tuple[str, str]:
     if experiment is None:
         raise DataError(nothing)
     return experiment, query
-
-
-def _free_port(host: str, wanted: int) -> int:
-    for port in (wanted, 0):
-        with socket.socket() as candidate:
-            candidate.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                candidate.bind((host, port))
-            except OSError:
-                continue
-            return int(candidate.getsockname()[1])
-    raise DogmedError(f"--host {host}: this machine cannot listen on that address")
 
 
 @contextlib.contextmanager
@@ -170,20 +158,3 @@ def _last_line(log: IO[str]) -> str:
     log.seek(0)
     lines = [line for line in log.read().splitlines() if line.strip()]
     return lines[-1] if lines else "it has printed nothing"
-
-
-@contextlib.contextmanager
-def _terminable() -> Iterator[None]:
-    """Let SIGTERM end the block as Ctrl-C does, so that the server never outlives the command."""
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    previous = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)

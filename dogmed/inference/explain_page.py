@@ -37,8 +37,10 @@ body { margin: 0 auto; padding: 1.2rem clamp(.8rem, 3vw, 2.4rem) 4rem; max-width
   color: var(--ink); overflow-wrap: anywhere;
   font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
 h1 { font-size: 1.45rem; margin: 0 0 .2rem; }
-h2 { font-size: 1.05rem; margin: 0; }
 .note, .facts { color: var(--faint); font-size: .86rem; margin: .4rem 0; max-width: 60rem; }
+"""
+FIGURES = """
+h2 { font-size: 1.05rem; margin: 0; }
 .warning { color: var(--warn); font-size: .86rem; margin: .2rem 0; }
 section { border-top: 1px solid var(--line); margin-top: 1.6rem; padding-top: 1.1rem; }
 .row { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 16rem), 1fr)); gap: 1rem;
@@ -56,6 +58,7 @@ figcaption b { display: block; }
   border: 1px solid var(--line); border-radius: 2px; }
 .kernels span { color: var(--faint); display: block; }
 """
+"""How an image's section looks, in the colours --ink, --faint, --line and --warn."""
 
 
 class Shown(NamedTuple):
@@ -92,16 +95,17 @@ def page(explainer: Explainer, shown: Sequence[Shown], unread: Sequence[str]) ->
     if explainer.dog:
         parts.append(f'<p class="note">{escape(KERNELS_NOTE)}</p>')
     parts.append("</header><main>")
-    parts += [_section(explainer, one) for one in shown]
+    parts += [section(explainer, one) for one in shown]
     if unread:
         parts.append("<section><h2>Not read</h2>")
         parts += [f'<p class="warning">{escape(line)}</p>' for line in unread]
         parts.append("</section>")
     parts.append("</main>")
-    return document(f"Grad-CAM of {trained.title}", STYLE.strip(), "\n".join(parts))
+    return document(f"Grad-CAM of {trained.title}", (STYLE + FIGURES).strip(), "\n".join(parts))
 
 
-def _section(explainer: Explainer, shown: Shown) -> str:
+def section(explainer: Explainer, shown: Shown) -> str:
+    """What was found of an image, as HTML."""
     picture = shown.picture
     parts = [f"<section><h2>{escape(picture.name)}</h2>"]
     if shown.warning:

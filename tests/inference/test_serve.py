@@ -1,0 +1,332 @@
+"""The server as a process of its own, asked by programs and in a browser."""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import requests
+from PIL import Image
+
+from dogmed.errors import ConfigError
+from dogmed.inference.classifier import Classifier
+from dogmed.inference.explain_maps import Explainer
+from dogmed.inference.explain_pictures import overlay
+from dogmed.inference.serve import serve
+
+pytest.importorskip("gradio", reason="the extra dogmed[serve] is missing")
+START_SECONDS = 120
+MAX_MB = 0.5
+
+
+def start(run: Path, folder: Path, *words: str) -> tuple[subprocess.Popen[bytes], str, Path]:
+    """Start ``dogmed serve`` in an empty folder, with another for temporary files; its address and words."""
+    (folder / "here").mkdir(parents=True)
+    (folder / "tmp").mkdir()
+    log = folder / "log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "dogmed", "serve", str(run), "--device", "cpu", *words],
+            cwd=folder / "here", env=os.environ | {"TMPDIR": str(folder / "tmp"), "OMP_NUM_THREADS": "1"},
+            stdout=output, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+    end = time.monotonic() + START_SECONDS
+    while "Ctrl-C stops" not in log.read_text():
+        assert process.poll() is None and time.monotonic() < end, log.read_text()
+        time.sleep(0.1)
+    match = re.search(r"Drop images at (\S+)", log.read_text())
+    assert match
+    return process, match[1], log
+
+
+def written(folder: Path) -> list[Path]:
+    """Files that a server has left, of those that ``start`` has given it places for."""
+    return [p for place in ("here", "tmp") for p in (folder / place).rglob("*") if p.is_file()]
+
+
+@pytest.fixture(scope="module")
+def server(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    folder = tmp_path_factory.mktemp("server")
+    process, address, log = start(run, folder, "--port", "0", "--max-mb", str(MAX_MB))
+    try:
+        yield address
+        assert process.poll() is None, log.read_text()
+        assert written(folder) == [], "while it runs"
+    finally:
+        process.terminate()
+        assert process.wait(30) == 0, log.read_text()
+    assert written(folder) == []
+    assert "Traceback" not in log.read_text(), log.read_text()
+
+
+@pytest.fixture(scope="module")
+def images(npz: Path) -> list[np.ndarray]:
+    with np.load(npz) as file:
+        return list(file["test_images"][:3])
+
+
+def png(pixels: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+def decoded(content: str) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(content))), dtype=int)
+
+
+def post(address: str, *files: tuple[str, bytes], **options: str) -> requests.Response:
+    form = [("image", file) for file in files]
+    return requests.post(f"{address}/predict", files=form, params=options, timeout=60)
+
+
+def test_json_says_what_predict_says(
+    server: str, classifier: Classifier, images: list[np.ndarray]
+) -> None:
+    answer = post(server, *((f"{k}.png", png(image)) for k, image in enumerate(images)))
+    assert answer.status_code == 200
+    expected = classifier.predict(images)
+    told = answer.json()["predictions"]
+    assert [row["file"] for row in told] == ["0.png", "1.png", "2.png"]
+    assert [tuple(row["predicted"]) for row in told] == expected.names
+    values = [list(row["probabilities"].values()) for row in told]
+    np.testing.assert_allclose(values, expected.probabilities, atol=1e-6)
+    assert list(told[0]["probabilities"]) == list(classifier.classes)
+    assert answer.json()["not_read"] == []
+    raw = post(server, ("0.png", png(images[0])), raw="true").json()["predictions"][0]
+    expected = classifier.predict(images[:1], raw=True)
+    np.testing.assert_allclose(
+        list(raw["probabilities"].values()), expected.probabilities[0], atol=1e-6
+    )
+
+
+def test_overlays_are_those_of_explain(
+    server: str, classifier: Classifier, images: list[np.ndarray]
+) -> None:
+    content, chosen = png(images[1]), classifier.classes[2]
+    (row,) = post(server, ("a.png", content), overlay="true", **{"class": chosen}).json()[
+        "predictions"
+    ]
+    (picture,) = classifier.read(content, "a.png")
+    (expected,) = Explainer(classifier).explain(picture, 2)
+    (told,) = row["overlays"]
+    assert np.abs(decoded(told["png"]) - overlay(picture.pixels, expected.heat)).max() <= 1
+    assert told["class"] == chosen
+    assert expected.peak is not None
+    assert told["peak"] == {"x": expected.peak.x, "y": expected.peak.y}
+
+
+def test_facts_of_the_network(server: str, classifier: Classifier) -> None:
+    told = requests.get(f"{server}/model", timeout=60).json()
+    assert told["classes"] == list(classifier.classes) and told["size"] == classifier.size
+    assert told["temperature"] == classifier.temperature != 1
+    assert told["sha256"] == classifier.trained.record.sha256
+    assert "no medical device" in told["intended_use"]
+
+
+def test_what_cannot_be_read_stops_nothing(server: str, images: list[np.ndarray]) -> None:
+    good = ("good.png", png(images[0]))
+    answer = post(server, ("../../x\n.png", b"no image"), good, ("empty.png", b""))
+    assert answer.status_code == 200
+    assert [row["file"] for row in answer.json()["predictions"]] == ["good.png"]
+    unread = answer.json()["not_read"]
+    assert "is no image that is read here" in unread[0]["error"]
+    assert "/" not in unread[0]["error"].split(" is ")[0] and "\n" not in unread[0]["error"]
+    assert "is empty" in unread[1]["error"]
+    answer = post(server, ("bad.png", b"no image"))
+    assert answer.status_code == 422 and answer.json()["predictions"] == []
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        ({"overlays": "1"}, "no option overlays: there are raw, overlay, class"),
+        ({"raw": "perhaps"}, "raw=perhaps: expected true or false"),
+        ({"class": "hue"}, "no class hue"),
+    ],
+)
+def test_a_wrong_question_gets_one_line(
+    options: dict[str, str], words: str, server: str, images: list[np.ndarray]
+) -> None:
+    answer = post(server, ("a.png", png(images[0])), **options)
+    assert answer.status_code == 400 and words in answer.json()["error"]
+
+
+def test_a_form_without_a_file(server: str) -> None:
+    answer = requests.post(f"{server}/predict", data={"image": "x"}, timeout=60)
+    assert answer.status_code == 400 and "no file in the form" in answer.json()["error"]
+    answer = requests.post(f"{server}/predict", json={"image": "x"}, timeout=60)
+    assert answer.status_code == 400 and "no file in the form" in answer.json()["error"]
+    answer = post(server, *((f"{k}.png", b"x") for k in range(65)))
+    assert answer.status_code == 400 and "64" in answer.json()["error"]
+
+
+def test_what_is_too_large_is_refused(server: str) -> None:
+    size = int(MAX_MB * 1e6) + 70_000
+    answer = post(server, ("a.png", bytes(size)))
+    assert answer.status_code == 413 and "too large" in answer.json()["error"]
+
+    def unannounced() -> Iterator[bytes]:
+        yield b'--b\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n'
+        yield from (bytes(10_000) for _ in range(size // 10_000))
+
+    kind = {"Content-Type": "multipart/form-data; boundary=b"}
+    answer = requests.post(f"{server}/predict", data=unannounced(), headers=kind, timeout=60)
+    assert answer.status_code == 413 and "too large" in answer.json()["error"]
+
+
+def test_pages_of_others_get_nothing(server: str, images: list[np.ndarray]) -> None:
+    for name, value in (("Host", "evil.example"), ("Origin", "https://evil.example")):
+        for path in ("/", "/model", "/gradio_api/queue/join"):
+            answer = requests.get(f"{server}{path}", headers={name: value}, timeout=60)
+            assert answer.status_code == 403, (name, path)
+    port = server.rpartition(":")[2]
+    for host in ("localhost", "[::1]"):
+        headers = {"Host": f"{host}:{port}"}
+        assert requests.get(f"{server}/model", headers=headers, timeout=60).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "method, path",
+    [
+        ("POST", "/gradio_api/upload"),
+        ("GET", "/gradio_api/file=https://example.org/a.png"),
+        ("GET", "/gradio_api/file=/etc/passwd"),
+        ("GET", "/gradio_api/proxy=https://example.org/"),
+        ("GET", "/gradio_api/info"),
+        ("GET", "/monitoring"),
+        ("GET", "/docs"),
+        ("GET", "/openapi.json"),
+        ("GET", "/assets/../gradio_api/info"),
+    ],
+)
+def test_what_gradio_serves_beside_the_page_is_closed(method: str, path: str, server: str) -> None:
+    with requests.Session() as session:
+        request = requests.Request(method, server).prepare()
+        request.url = f"{server}{path}"  # not made shorter
+        files = session.send(request, timeout=60)
+    assert files.status_code == 404
+    assert "root:" not in files.text
+
+
+def test_a_busy_port_and_ctrl_c(run: Path, tmp_path: Path) -> None:
+    with socket.socket() as busy:
+        busy.bind(("127.0.0.1", 0))
+        busy.listen()
+        port = busy.getsockname()[1]
+        process, address, log = start(run, tmp_path, "--port", str(port))
+    try:
+        assert f"port {port} is busy, using " in log.read_text()
+        assert requests.get(f"{address}/model", timeout=60).status_code == 200
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 0, log.read_text()
+    finally:
+        process.kill()
+        process.wait()
+    assert "Traceback" not in log.read_text()
+    assert written(tmp_path) == []
+
+
+def test_an_address_of_others_is_told(run: Path) -> None:
+    with pytest.raises(ConfigError, match=r"--host 203\.0\.113\.1: this machine cannot listen"):
+        serve(model=str(run), host="203.0.113.1")
+
+
+CHROMIUM = next(
+    (p for n in ("chromium", "chromium-browser", "google-chrome") if (p := shutil.which(n))), None
+)
+
+
+@pytest.fixture
+def browse() -> Iterator[Callable[..., Any]]:
+    """Open pages in Chromium; errors on them, and requests to others, are faults."""
+    if CHROMIUM is None:
+        pytest.skip("no Chromium on this machine")
+    from playwright.sync_api import sync_playwright
+
+    faults = list[str]()
+    with sync_playwright() as driver:
+        chromium = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+
+        def browse(address: str, width: int, scheme: Any) -> Any:
+            viewport: Any = {"width": width, "height": 800}
+            page = chromium.new_context(viewport=viewport, color_scheme=scheme).new_page()
+            page.set_default_timeout(60_000)
+            page.on("console", lambda m: faults.append(m.text) if m.type == "error" else None)
+            page.on("pageerror", lambda error: faults.append(str(error)))
+            page.on(
+                "request",
+                lambda r: None if r.url.startswith((address, "data:")) else faults.append(r.url),
+            )
+            page.goto(address)
+            page.wait_for_selector(".drop")
+            return page
+
+        yield browse
+        assert faults == []
+        chromium.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width, scheme", [(390, "dark"), (1280, "light")])
+def test_the_page_in_a_browser(
+    width: int, scheme: str, server: str, classifier: Classifier, real_data: Path, browse: Callable,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    """A real ultrasound, which the network of hues is warned of; then another class; then no image."""
+    with np.load(real_data / "medmnist" / "breastmnist_224.npz") as npz:
+        content = png(npz["test_images"][0])
+    (tmp_path / "<b>scan&.png").write_bytes(content)
+    (tmp_path / "text.png").write_text("no image")
+    (tmp_path / "large.png").write_bytes(bytes(int(MAX_MB * 1e6) + 1))
+    expected = post(server, ("a", content), overlay="true").json()["predictions"][0]
+    page = browse(server, width, scheme)
+    page.set_input_files("input[type=file]", tmp_path / "<b>scan&.png")
+    page.wait_for_selector("figure img")
+    assert page.inner_text("section h2") == "<b>scan&.png"
+    assert expected["warning"] and expected["warning"] in page.inner_text(".warning")
+    shown = dict(
+        zip(page.locator("dt").all_inner_texts(), page.locator("dd").all_inner_texts(), strict=True)
+    )
+    for name, value in expected["probabilities"].items():
+        (percent,) = [v for k, v in shown.items() if name == k.strip()]
+        assert abs(float(percent.strip().rstrip("%")) - 100 * value) <= 0.51
+    source = page.locator("figure img").nth(1).get_attribute("src")
+    told = expected["overlays"][0]["png"]
+    assert np.abs(decoded(source.partition(",")[2]) - decoded(told)).max() <= 1
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+    other = next(name for name in classifier.classes if name not in expected["predicted"])
+    page.get_by_label("Explain").click()
+    page.get_by_role("option", name=other, exact=True).click()
+    page.wait_for_selector(f"figcaption b:has-text('{other}: probability')")
+
+    page.set_input_files("input[type=file]", tmp_path / "text.png")
+    page.wait_for_function("!document.querySelector('figure')")
+    assert "text.png is no image that is read here" in page.inner_text(".warning")
+    page.set_input_files("input[type=file]", tmp_path / "large.png")
+    page.wait_for_function(
+        "document.querySelector('.drop output').textContent.includes('too large')"
+    )
+    dropped = page.evaluate_handle(
+        """content => { const transfer = new DataTransfer();
+          transfer.items.add(new File([Uint8Array.from(atob(content), c => c.charCodeAt(0))], "dropped.png"));
+          return transfer; }""",
+        base64.b64encode(content).decode(),
+    )
+    page.dispatch_event(".drop", "drop", {"dataTransfer": dropped})
+    page.wait_for_selector("figure img")
+    assert page.inner_text("section h2") == "dropped.png"
