@@ -9,6 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from dogmed.data import Prepared
+from dogmed.data.tasks import SPLITS
+
 
 def small_arrays(
     *, n: int = 24, size: int = 12, channels: int = 1, classes: int = 3, seed: int = 0
@@ -21,6 +24,43 @@ def small_arrays(
         found[f"{split}_images"] = rng.integers(0, 256, (count, *shape), dtype=np.uint8)
         found[f"{split}_labels"] = (np.arange(count) % classes).astype(np.uint8)[:, None]
     return found
+
+
+class Notes:
+    """A progress that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+        self.steps: list[str] = []
+
+    def start(self, what: str, total: int, done: int = 0) -> None:
+        self.steps.append(what)
+
+    def advance(self, amount: int) -> None: ...
+
+    def finish(self) -> None: ...
+
+    def note(self, line: str) -> None:
+        self.notes.append(line)
+
+
+@pytest.fixture(scope="session")
+def make_notes() -> type[Notes]:
+    return Notes
+
+
+@pytest.fixture(scope="session")
+def assert_equals() -> Callable[[Prepared, dict[str, np.ndarray]], None]:
+    """Assert that what was prepared is, array by array, what the source holds."""
+
+    def check(prepared: Prepared, source: dict[str, np.ndarray]) -> None:
+        for split in SPLITS:
+            assert isinstance(prepared.images(split), np.memmap)
+            assert np.array_equal(prepared.images(split), source[f"{split}_images"])
+            assert np.array_equal(prepared.labels(split), source[f"{split}_labels"])
+            assert prepared.labels(split).dtype == np.int64
+
+    return check
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Preparation: content, reuse, variants, locks, memory, and what a killed process leaves."""
+"""Preparation: content, reuse, other sizes, plans, locks, memory, and what a killed process leaves."""
 
 from __future__ import annotations
 
@@ -17,45 +17,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dogmed.data import Prepared, official_tasks, plan, prepare
+from dogmed.data import plan, prepare
 from dogmed.data.prepared import load_prepared, verify_prepared
-from dogmed.data.request import default_cache_dir
 from dogmed.data.tasks import SPLITS
-from dogmed.data.writer import check_space, clean_stale, locked
 from dogmed.errors import ConfigError, DataError
 
 
-class Notes:
-    """A progress that keeps what it is told."""
-
-    def __init__(self):
-        self.notes, self.steps, self.bytes = [], [], 0
-
-    def start(self, what, total, done=0):
-        self.steps.append(what)
-
-    def advance(self, amount):
-        self.bytes += amount
-
-    def finish(self):
-        pass
-
-    def note(self, line):
-        self.notes.append(line)
-
-
-def assert_equals(prepared: Prepared, source: dict[str, np.ndarray]) -> None:
-    for split in SPLITS:
-        assert isinstance(prepared.images(split), np.memmap)
-        assert np.array_equal(prepared.images(split), source[f"{split}_images"])
-        assert np.array_equal(prepared.labels(split), source[f"{split}_labels"])
-        assert prepared.labels(split).dtype == np.int64
-
-
 @pytest.mark.parametrize("compressed", [True, False])
-def test_own_npz_is_prepared_whole(make_npz, cache, leftovers, compressed):
+def test_own_npz_is_prepared_whole(
+    make_npz, cache, leftovers, compressed, make_notes, assert_equals
+):
     path = make_npz(compressed=compressed, extra=np.zeros(3))
-    heard = Notes()
+    heard = make_notes()
     found = prepare(path, size=12, cache_dir=cache, progress=heard)
     assert_equals(found, dict(np.load(path)))
     assert (found.task.name, found.task.kind, found.task.classes) == (
@@ -77,11 +50,11 @@ def test_own_npz_is_prepared_whole(make_npz, cache, leftovers, compressed):
     assert leftovers() == []
 
 
-def test_reused_until_the_source_changes(make_npz, arrays, cache):
+def test_reused_until_the_source_changes(make_npz, arrays, cache, make_notes, assert_equals):
     path = make_npz()
     first = prepare(path, size=12, cache_dir=cache)
     written = {p: p.stat().st_mtime_ns for p in first.folder.iterdir()}
-    heard = Notes()
+    heard = make_notes()
     again = prepare(path, size=12, cache_dir=cache, progress=heard)
     assert again.folder == first.folder and heard.steps == []
     assert {p: p.stat().st_mtime_ns for p in again.folder.iterdir()} == written
@@ -117,9 +90,9 @@ def test_kind_given_or_inferred(make_npz, arrays, cache):
     assert found.manifest["splits"]["train"]["counts"] == table.sum(0).tolist()
 
 
-def test_missing_classes_are_told(make_npz, cache):
+def test_missing_classes_are_told(make_npz, cache, make_notes):
     path = make_npz(val_labels=np.zeros((12, 1), int), train_labels=np.arange(24)[:, None] % 2)
-    heard = Notes()
+    heard = make_notes()
     prepare(path, size=12, cache_dir=cache, progress=heard)
     assert "warning: mine: no image of 2 in train" in heard.notes
     assert "warning: mine: no image of 1, 2 in val" in heard.notes
@@ -141,111 +114,14 @@ def test_other_sizes_are_resized_as_pil_does(make_npz, arrays, cache, channels):
             assert np.array_equal(found.images(split), np.stack(expected))
 
 
-def test_images_that_are_not_square(make_npz, cache):
+def test_images_that_are_not_square(make_npz, cache, make_notes):
     oblong = {f"{s}_images": np.full((n, 12, 20), 7, np.uint8) for s, n in
               zip(SPLITS, (24, 12, 12), strict=True)}  # fmt: skip
-    heard = Notes()
+    heard = make_notes()
     found = prepare(make_npz(**oblong), size=16, cache_dir=cache, progress=heard)
     assert found.images("train").shape == (24, 16, 16) and found.source_size == 12
     assert found.manifest["source_sizes"] == {"smallest": [12, 20], "largest": [12, 20]}
     assert any("stretched" in line for line in heard.notes)
-
-
-def official_like(folder: Path, name: str, size: int, n: int = 16) -> Path:
-    """A file with an official task's name, types and classes, but other content."""
-    task = official_tasks()[name.split("_")[0].removesuffix(".npz")]
-    rng = np.random.default_rng(0)
-    shape = (size, size) if task.channels == 1 else (size, size, 3)
-    folder.mkdir(exist_ok=True)
-    content = {}
-    for split in SPLITS:
-        content[f"{split}_images"] = rng.integers(0, 256, (n, *shape), dtype=np.uint8)
-        content[f"{split}_labels"] = (np.arange(n) % task.num_classes).astype(np.uint8)[:, None]
-    np.savez_compressed(folder / name, **content)
-    return folder / name
-
-
-def test_variant_in_data_dir(tmp_path, cache):
-    folder = tmp_path / "files"
-    path = official_like(folder, "retinamnist_64.npz", 64)
-    before = sorted(folder.iterdir())
-    folder.chmod(0o555)  # the user's files may be read-only
-    heard = Notes()
-    found = prepare("RetinaMNIST", size=64, data_dir=folder, cache_dir=cache, progress=heard)
-    folder.chmod(0o755)
-    assert sorted(folder.iterdir()) == before
-    assert found.source == "variant" and found.task == official_tasks()["retinamnist"]
-    assert_equals(found, dict(np.load(path)))
-    warnings = [line for line in heard.notes if "is not the official file" in line]
-    assert len(warnings) == 1 and found.manifest["official_md5"] in warnings[0]
-    prepare("retinamnist", size=64, data_dir=folder, cache_dir=cache, progress=heard)
-    assert len([line for line in heard.notes if "is not the official file" in line]) == 2
-
-
-def test_data_dir_without_the_file(tmp_path, cache):
-    folder = tmp_path / "files"
-    official_like(folder, "bloodmnist.npz", 28)
-    with pytest.raises(
-        DataError, match=r"only bloodmnist.npz; use --size 28, or .*--upsample-from 28"
-    ):
-        prepare("bloodmnist", size=224, data_dir=folder, cache_dir=cache)
-    with pytest.raises(DataError, match=r"no pathmnist_224.npz, it has bloodmnist.npz"):
-        prepare("pathmnist", size=224, data_dir=folder, cache_dir=cache)
-    with pytest.raises(DataError, match="is not a folder"):
-        prepare("pathmnist", size=224, data_dir=tmp_path / "nowhere", cache_dir=cache)
-    assert not cache.exists()
-
-
-def test_an_official_name_with_other_pixels_is_refused(tmp_path, cache):
-    folder = tmp_path / "files"
-    official_like(folder, "bloodmnist.npz", 28).rename(folder / "bloodmnist_224.npz")
-    with pytest.raises(DataError, match=r"28×28 with 3 channels, bloodmnist_224\.npz has 224×224"):
-        prepare("bloodmnist", size=224, data_dir=folder, cache_dir=cache)
-
-
-def test_labels_outside_the_official_task(tmp_path, cache):
-    folder = tmp_path / "files"
-    path = official_like(folder, "pneumoniamnist.npz", 28)
-    content = dict(np.load(path))
-    content["val_labels"][3] = 2
-    np.savez(path, **content)
-    with pytest.raises(DataError, match=r"val_labels: label \[2\] of image 3 is outside 0\.\.1"):
-        prepare("pneumoniamnist", size=28, data_dir=folder, cache_dir=cache)
-
-
-def test_upsampling_only_when_asked_and_recorded(tmp_path, cache):
-    folder = tmp_path / "files"
-    path = official_like(folder, "breastmnist.npz", 28)
-    found = prepare("breastmnist", size=64, data_dir=folder, cache_dir=cache, upsample_from=28)
-    assert (found.size, found.source_size, found.interpolation) == (64, 28, "bilinear")
-    assert "-64-from28-" in found.folder.name
-    own = np.load(path)["test_images"][5]
-    expected = np.asarray(Image.fromarray(own).resize((64, 64), Image.Resampling.BILINEAR))
-    assert np.array_equal(found.images("test")[5], expected)
-    for wrong in (64, 224, 30):
-        with pytest.raises(ConfigError, match="cannot give 64 px"):
-            prepare("breastmnist", size=64, data_dir=folder, cache_dir=cache, upsample_from=wrong)
-
-
-def test_arguments_that_do_not_fit(make_npz, tmp_path, cache):
-    own = make_npz()
-    for kwargs, words in (
-        ({"task": own, "data": "synthetic"}, "--data synthetic is for the official tasks"),
-        ({"task": own, "upsample_from": 28}, "--upsample-from is for the official tasks"),
-        ({"task": own, "data_dir": tmp_path}, "--data-dir is for the official tasks"),
-        ({"task": own, "size": 4}, "size is 4 px, expected 8 to 1024"),
-        ({"task": own, "samples": 9}, "samples is for --data synthetic"),
-        ({"task": "retinamnist", "kind": "binary"}, "retinamnist is ordinal by MedMNIST's"),
-        ({"task": "retinamnist", "data": "sythetic"}, "did you mean 'synthetic'"),
-        ({"task": "retinamnist", "size": 100}, "is published at 28, 64, 128, 224 px"),
-        (
-            {"task": "retinamnist", "data": "synthetic", "data_dir": tmp_path},
-            "--data-dir does not go with --data synthetic",
-        ),
-    ):
-        with pytest.raises(ConfigError, match=words):
-            prepare(**{"size": 64, "cache_dir": cache, **kwargs})
-    assert not cache.exists()
 
 
 def test_plan_touches_nothing(make_npz, tmp_path, cache):
@@ -264,22 +140,17 @@ def test_plan_touches_nothing(make_npz, tmp_path, cache):
     assert all(isinstance(line, str) and "\n" not in line for line in ready.lines())
 
 
-def test_damage_is_seen_and_mended(make_npz, cache):
+def test_damage_is_seen_and_mended(make_npz, cache, make_notes, assert_equals):
     path = make_npz()
     found = prepare(path, size=12, cache_dir=cache)
     target = found.folder / "val_images.npy"
     whole = target.read_bytes()
     target.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
-    assert "sha256 differs" in verify_prepared(found.folder, Notes())[0]
+    assert "sha256 differs" in verify_prepared(found.folder, make_notes())[0]
     target.write_bytes(whole[:-1])
     assert load_prepared(found.folder) is None
     assert_equals(prepare(path, size=12, cache_dir=cache), dict(np.load(path)))
-    assert verify_prepared(found.folder, Notes()) == []
-
-
-def test_too_little_disk_is_said_first(tmp_path):
-    with pytest.raises(DataError, match=r"preparing x needs 1000.0 TB of disk, .* --cache-dir"):
-        check_space(tmp_path / "not" / "there", 10**15, "preparing x")
+    assert verify_prepared(found.folder, make_notes()) == []
 
 
 def test_cache_that_cannot_be_written(make_npz, tmp_path):
@@ -289,26 +160,20 @@ def test_cache_that_cannot_be_written(make_npz, tmp_path):
         prepare(make_npz(), size=12, cache_dir=blocked / "cache")
 
 
-def test_default_cache_is_the_users(monkeypatch, tmp_path):
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    assert default_cache_dir().name == "dogmed" and tmp_path in default_cache_dir().parents
-
-
-def _prepare_in_process(path, cache, start, results):
-    heard = Notes()
+def _prepare_in_process(path, cache, start, results, make_notes):
+    heard = make_notes()
     start.wait()
     found = prepare(path, size=40, cache_dir=cache, progress=heard)
     results.put((str(found.folder), any(s.startswith("preparing") for s in heard.steps)))
 
 
-def test_concurrent_processes_prepare_once(make_npz, arrays, cache, leftovers):
+def test_concurrent_processes_prepare_once(make_npz, arrays, cache, leftovers, make_notes):
     base = arrays(n=4000, size=32)
     path = make_npz(base=base)
     context = multiprocessing.get_context("spawn")
     start, results = context.Barrier(3), context.Queue()
     workers = [
-        context.Process(target=_prepare_in_process, args=(path, cache, start, results))
+        context.Process(target=_prepare_in_process, args=(path, cache, start, results, make_notes))
         for _ in range(3)
     ]
     for worker in workers:
@@ -318,7 +183,7 @@ def test_concurrent_processes_prepare_once(make_npz, arrays, cache, leftovers):
         worker.join()
     assert len({folder for folder, _ in told}) == 1
     assert sum(wrote for _, wrote in told) == 1, "the others must find the first's result"
-    assert verify_prepared(Path(told[0][0]), Notes()) == [] and leftovers() == []
+    assert verify_prepared(Path(told[0][0]), make_notes()) == [] and leftovers() == []
 
 
 KILLED = """
@@ -336,7 +201,7 @@ prepare(sys.argv[1], size=40, cache_dir=sys.argv[2], progress=Killer())
 """
 
 
-def test_killed_in_the_middle(make_npz, arrays, cache, leftovers):
+def test_killed_in_the_middle(make_npz, arrays, cache, leftovers, assert_equals):
     base = arrays(n=4000, size=40)
     path = make_npz(base=base)
     code = subprocess.run([sys.executable, "-c", KILLED, path, cache]).returncode
@@ -347,15 +212,6 @@ def test_killed_in_the_middle(make_npz, arrays, cache, leftovers):
     found = prepare(path, size=40, cache_dir=cache)
     assert_equals(found, base)
     assert leftovers() == []
-
-
-def test_stale_folders_of_other_keys_are_removed_but_not_those_at_work(cache):
-    prepared = cache / "prepared"
-    for key in ("dead-28-npz-00000000", "busy-28-npz-11111111"):
-        (prepared / f".tmp-{key}-12345").mkdir(parents=True)
-    with locked(cache, "busy-28-npz-11111111", Notes()):
-        clean_stale(prepared, cache)
-        assert [p.name for p in prepared.iterdir()] == [".tmp-busy-28-npz-11111111-12345"]
 
 
 MEASURED = """
@@ -401,31 +257,7 @@ def test_memory_stays_constant(make_npz, tmp_path, cache, compression, size):
         assert np.array_equal(images[-20:], piece) and np.array_equal(images[:20], piece)
 
 
-def test_real_official_files(real_data, cache):
-    for size in (28, 224):
-        found = prepare("breastmnist", size=size, data_dir=real_data / "medmnist", cache_dir=cache)
-        assert found.source == "official" and found.source_size == size
-        name = "breastmnist.npz" if size == 28 else "breastmnist_224.npz"
-        assert_equals(found, dict(np.load(real_data / "medmnist" / name)))
-    # with the official file prepared, neither the folder nor the network is needed
-    assert prepare("breastmnist", size=224, cache_dir=cache).folder == found.folder
-    assert plan("breastmnist", size=224, cache_dir=cache).action == "reuse"
-
-
-def test_real_variants(real_data, cache, tmp_path):
-    found = prepare("pneumoniamnist", size=28, data_dir=real_data / "medmnist", cache_dir=cache)
-    assert found.source == "variant"
-    folder = tmp_path / "files"
-    folder.mkdir()
-    (folder / "pneumoniamnist.npz").symlink_to(
-        real_data / "variants/pneumoniamnist_826_missing.npz"
-    )
-    other = prepare("pneumoniamnist", size=28, data_dir=folder, cache_dir=cache)
-    assert other.source == "variant" and other.folder != found.folder
-    assert other.manifest["splits"]["train"] == {"samples": 3882, "counts": [388, 3494]}
-
-
-def test_real_packs(real_data, cache):
+def test_real_packs(real_data, cache, assert_equals):
     kinds = {}
     for path in sorted((real_data / "packs").glob("*.npz")):
         own = np.load(path)

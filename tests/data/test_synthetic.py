@@ -58,24 +58,16 @@ def test_same_seed_same_images_whatever_the_size_of_the_set():
     assert not np.array_equal(train, next(Synthetic(task, 32).images("test"))[0])
 
 
-def test_named_synthetic_everywhere(cache):
-    heard = []
-
-    class Notes:
-        def start(self, *args): ...
-        def advance(self, amount): ...
-        def finish(self): ...
-        def note(self, line):
-            heard.append(line)
-
+def test_named_synthetic_everywhere(cache, make_notes):
+    heard = make_notes()
     found = prepare("dermamnist", size=40, data="synthetic", seed=7, samples=64, cache_dir=cache,
-                    progress=Notes())  # fmt: skip
+                    progress=heard)  # fmt: skip
     assert found.source == "synthetic" and "-synthetic-" in found.folder.name
     assert not found.task.official and "SYNTHETIC" in found.task.description
     assert "not for" not in found.task.licence and "CC" not in found.task.licence
     assert found.manifest["synthetic"]["seed"] == 7
     assert found.manifest["synthetic"]["balance_source"] == BALANCE["dermamnist"][1]
-    assert any("SYNTHETIC" in line for line in heard)
+    assert any("SYNTHETIC" in line for line in heard.notes)
     assert found.images("train").shape == (64, 40, 40, 3)
     other = prepare("dermamnist", size=40, data="synthetic", seed=8, samples=64, cache_dir=cache)
     assert other.folder != found.folder

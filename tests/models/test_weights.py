@@ -1,4 +1,4 @@
-"""Weights files: round trips, records, strict loading, and every kind of file to refuse."""
+"""Weights files: round trips, records, and every kind of file to refuse."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import subprocess
 import sys
 import warnings
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,6 @@ from torch import nn
 
 from dogmed import checkpoint
 from dogmed.errors import WeightsError
-from dogmed.models.loading import Loaded, load_into
 from dogmed.models.weights import (
     data_mismatch,
     hash_tensors,
@@ -37,6 +37,7 @@ from dogmed.weights.records import (
     weights_path,
 )
 
+Same = Callable[[dict[str, torch.Tensor], dict[str, torch.Tensor]], bool]
 DATA = DataRecord(
     name="breastmnist",
     size=224,
@@ -63,7 +64,6 @@ RECORD = WeightsRecord(
     git_commit="abc123",
     versions={"torch": "2.11"},
 )
-
 SAVE_WITH_NO_SPACE = """
 import resource, sys, torch
 from dogmed.errors import WeightsError
@@ -78,40 +78,34 @@ except WeightsError as error:
 """
 
 
-def _model(num_classes: int = 2, **options: object) -> nn.Module:
-    return timm.create_model("test_convnext", num_classes=num_classes, **options)
-
-
-def _same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:
-    return left.keys() == right.keys() and all(torch.equal(left[n], right[n]) for n in left)
+@pytest.fixture
+def network() -> nn.Module:
+    return timm.create_model("test_convnext", num_classes=2)
 
 
 @pytest.fixture
-def saved(tmp_path: Path) -> Path:
+def saved(tmp_path: Path, network: nn.Module) -> Path:
     path = tmp_path / "best.safetensors"
-    save_weights(path, _model().state_dict(), RECORD)
+    save_weights(path, network.state_dict(), RECORD)
     return path
 
 
-# ---- files and records --------------------------------------------------------------------------
-
-
-def test_round_trip(tmp_path: Path) -> None:
-    state = _model().to(memory_format=torch.channels_last).state_dict()
+def test_round_trip(tmp_path: Path, same: Same, network: nn.Module) -> None:
+    state = network.to(memory_format=torch.channels_last).state_dict()
     state["half"] = torch.randn(3).bfloat16()
     state["tied"] = state["half"]
     state["count"] = torch.tensor(7)
     path = tmp_path / "best.safetensors"
     written = save_weights(path, state, RECORD)
     tensors, record, sha256 = read_weights(path)
-    assert _same(tensors, state)
+    assert same(tensors, state)
     assert record == written == dataclasses.replace(RECORD, sha256=sha256)
     assert {p.name for p in tmp_path.iterdir()} == {"best.safetensors", "best.json"}
 
 
-def test_safetensors_reads_the_file_and_people_the_record(saved: Path) -> None:
+def test_safetensors_reads_the_file_and_people_the_record(saved: Path, same: Same) -> None:
     tensors, record, _ = read_weights(saved)
-    assert _same(safetensors.torch.load_file(saved), tensors)
+    assert same(safetensors.torch.load_file(saved), tensors)
     beside = json.loads(saved.with_suffix(".json").read_text())
     assert record is not None
     assert beside["sha256"] == record.sha256
@@ -132,10 +126,10 @@ def test_hash_is_of_names_types_shapes_and_bytes() -> None:
     assert hash_tensors(reshaped) != hash_tensors(tensors)
 
 
-def test_store(tmp_path: Path) -> None:
+def test_store(tmp_path: Path, network: nn.Module) -> None:
     path = weights_path(tmp_path, "test_convnext", "imagenet50ep")
     assert path == tmp_path / "test_convnext.imagenet50ep.safetensors"
-    written = save_weights(path, _model().state_dict(), RECORD)
+    written = save_weights(path, network.state_dict(), RECORD)
     (tmp_path / "damaged.safetensors").write_bytes(b"x")
     safetensors.torch.save_file({"a": torch.zeros(1)}, tmp_path / "bare.safetensors")
     found = list_weights(tmp_path)
@@ -157,7 +151,7 @@ def test_verify(saved: Path) -> None:
         verify(saved)
 
 
-def test_no_space_leaves_the_old_files(saved: Path) -> None:
+def test_no_space_leaves_the_old_files(saved: Path, same: Same) -> None:
     before = read_weights(saved)[0]
     run = subprocess.run(
         [sys.executable, "-c", SAVE_WITH_NO_SPACE, str(saved)], capture_output=True, text=True
@@ -165,7 +159,7 @@ def test_no_space_leaves_the_old_files(saved: Path) -> None:
     assert run.returncode == 1
     assert run.stderr.startswith(f"cannot write weights to {saved}: file too large")
     assert run.stderr.count("\n") == 1
-    assert _same(read_weights(saved)[0], before)
+    assert same(read_weights(saved)[0], before)
     assert {p.name for p in saved.parent.iterdir()} == {"best.safetensors", "best.json"}
 
 
@@ -180,9 +174,6 @@ def test_newer_and_wrong_records_are_refused(tmp_path: Path) -> None:
         safetensors.torch.save_file({"a": torch.zeros(1)}, path, metadata=metadata)
         with pytest.raises(WeightsError, match=message):
             read_record(path)
-
-
-# ---- damaged and foreign files ------------------------------------------------------------------
 
 
 def test_every_flipped_byte_is_noticed_or_harmless(tmp_path: Path) -> None:
@@ -223,23 +214,25 @@ def test_every_damaged_torch_file_is_told_in_one_line(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("key", [None, "model", "state_dict", "model_state_dict"])
 @pytest.mark.parametrize("prefix", ["", "module.", "module._orig_mod."])
-def test_layouts_of_training_scripts(tmp_path: Path, key: str | None, prefix: str) -> None:
-    state = _model().state_dict()
+def test_layouts_of_training_scripts(
+    tmp_path: Path, key: str | None, prefix: str, same: Same, network: nn.Module
+) -> None:
+    state = network.state_dict()
     content: object = OrderedDict((prefix + name, value) for name, value in state.items())
     if key is not None:
         content = {"epoch": 3, "optimizer": {"state": {}}, key: content}
     torch.save(content, tmp_path / "weights.pth")
-    assert _same(read_weights(tmp_path / "weights.pth")[0], state)
+    assert same(read_weights(tmp_path / "weights.pth")[0], state)
 
 
-def test_our_own_checkpoint(tmp_path: Path) -> None:
-    state = _model().state_dict()
+def test_our_own_checkpoint(tmp_path: Path, same: Same, network: nn.Module) -> None:
+    state = network.state_dict()
     checkpoint.save(tmp_path / "last.pt", {"progress": {"epoch": 1}, "model": state})
-    assert _same(read_weights(tmp_path / "last.pt")[0], state)
+    assert same(read_weights(tmp_path / "last.pt")[0], state)
 
 
-def test_a_pickle_that_needs_code_is_refused(tmp_path: Path) -> None:
-    content = {"args": argparse.Namespace(lr=0.1), "model": _model()}
+def test_a_pickle_that_needs_code_is_refused(tmp_path: Path, network: nn.Module) -> None:
+    content = {"args": argparse.Namespace(lr=0.1), "model": network}
     torch.save(content, tmp_path / "model.pt")
     with pytest.raises(WeightsError, match=r"needs code to be read \(timm.*which is refused"):
         read_weights(tmp_path / "model.pt")
@@ -296,139 +289,12 @@ def test_missing_file(tmp_path: Path) -> None:
         read_weights(tmp_path / "absent.safetensors")
 
 
-def test_values_that_are_not_finite(tmp_path: Path) -> None:
-    state = _model().state_dict()
+def test_values_that_are_not_finite(tmp_path: Path, network: nn.Module) -> None:
+    state = network.state_dict()
     state["stem.0.weight"][0] = float("nan")
     save_weights(tmp_path / "best.safetensors", state, RECORD)
     with pytest.raises(WeightsError, match=r"NaN or infinite values in stem\.0\.weight"):
         read_weights(tmp_path / "best.safetensors")
-
-
-# ---- strict loading -----------------------------------------------------------------------------
-
-HEADS = ["test_convnext", "test_vit", "test_efficientnet", "resnet18", "convnextv2_atto"]
-
-
-@pytest.mark.parametrize("name", HEADS)
-def test_another_number_of_classes_replaces_only_the_classifier(name: str) -> None:
-    trained, model = (timm.create_model(name, num_classes=n) for n in (7, 3))
-    before = {n: v.clone() for n, v in model.state_dict().items()}
-    not_taken = load_into(model, trained.state_dict(), source="x")
-    classifier = model.pretrained_cfg["classifier"]
-    assert set(not_taken) == {f"{classifier}.weight", f"{classifier}.bias"}
-    for n, value in model.state_dict().items():
-        assert torch.equal(value, (before if n in not_taken else trained.state_dict())[n]), n
-
-
-@pytest.mark.parametrize("name", HEADS)
-def test_the_same_classes_take_all(name: str) -> None:
-    trained, model = (timm.create_model(name, num_classes=4) for _ in range(2))
-    assert load_into(model, trained.state_dict(), source="x") == ()
-    assert _same(model.state_dict(), trained.state_dict())
-
-
-def test_one_side_without_classifier() -> None:
-    expected = ("head.fc.bias", "head.fc.weight")
-    assert load_into(_model(0), _model(3).state_dict(), source="x") == expected
-    assert load_into(_model(3), _model(0).state_dict(), source="x") == expected
-
-
-def test_half_a_classifier_is_not_taken() -> None:
-    state = _model(3).state_dict()
-    del state["head.fc.bias"]
-    assert load_into(_model(3), state, source="x") == ("head.fc.bias", "head.fc.weight")
-
-
-def _without(state: dict, name: str) -> dict:
-    return {n: v for n, v in state.items() if n != name}
-
-
-@pytest.mark.parametrize(
-    ("state", "trained", "message"),
-    [
-        (
-            lambda: timm.create_model("test_convnext2", num_classes=2).state_dict(),
-            "test_convnext2",
-            r"do not fit test_convnext: they are weights of test_convnext2; tensors: ",
-        ),
-        (
-            lambda: timm.create_model("test_resnet", num_classes=2).state_dict(),
-            None,
-            r"no name is the same.*\d+ missing \(stem.*, \.\.\.\), \d+ unknown \(",
-        ),
-        (
-            lambda: _model(in_chans=1).state_dict(),
-            None,
-            r"images of 1 channels, the model 3; tensors: 1 of another shape "
-            r"\(stem\.0\.weight is \(24, 1, 4, 4\), expected \(24, 3, 4, 4\)\)",
-        ),
-        (
-            lambda: _without(_model().state_dict(), "stem.1.bias"),
-            None,
-            r"another version of it; tensors: 1 missing \(stem\.1\.bias\)$",
-        ),
-        (
-            lambda: {**_model().state_dict(), "extra": torch.zeros(1)},
-            None,
-            r"1 unknown \(extra\)$",
-        ),
-        (
-            lambda: _model(dims=(32, 48, 64, 96)).state_dict(),
-            "test_convnext",
-            r"another size of this architecture; .* of another shape",
-        ),
-    ],
-)
-def test_anything_else_is_refused(state, trained: str | None, message: str) -> None:
-    model = _model()
-    before = {n: v.clone() for n, v in model.state_dict().items()}
-    with pytest.raises(WeightsError, match=message) as caught:
-        load_into(model, state(), source="weights.pt", trained=trained)
-    assert "\n" not in str(caught.value)
-    assert _same(model.state_dict(), before)
-
-
-@pytest.mark.parametrize("name", ["conv1.weight", "fc.weight", "bn1.num_batches_tracked"])
-def test_integers_are_no_floating_point_numbers(name: str) -> None:
-    trained, model = (timm.create_model("resnet18", num_classes=2) for _ in range(2))
-    before = {n: v.clone() for n, v in model.state_dict().items()}
-    state = trained.state_dict()
-    state[name] = state[name].int() if state[name].is_floating_point() else state[name].float()
-    with pytest.raises(WeightsError, match=f"{name} holds torch.*, expected torch"):
-        load_into(model, state, source="weights.pt")
-    assert _same(model.state_dict(), before)
-
-
-def test_other_widths_of_the_same_kind_are_taken() -> None:
-    model = timm.create_model("resnet18", num_classes=2)
-    state = {n: v.clone() for n, v in model.state_dict().items()}
-    narrow = {n: v.half() if v.is_floating_point() else v.int() for n, v in state.items()}
-    assert load_into(model, narrow, source="x") == ()
-    for n, value in model.state_dict().items():
-        assert value.dtype == state[n].dtype and torch.equal(value, narrow[n].to(value.dtype))
-
-
-def test_loaded_in_one_line() -> None:
-    loaded = Loaded(
-        "imagenet600ep",
-        source="hf-hub:timm/convnextv2_atto.fcmae_ft_in1k",
-        licence="cc-by-nc-4.0",
-        sha256="0123456789abcdef",
-        not_taken=("head.fc.bias", "head.fc.weight"),
-        notes=("a note",),
-    )
-    assert str(loaded) == (
-        "imagenet600ep from hf-hub:timm/convnextv2_atto.fcmae_ft_in1k, licence cc-by-nc-4.0 "
-        "(non-commercial), sha256 0123456789ab; new classifier, not taken: head.fc.bias, "
-        "head.fc.weight; a note"
-    )
-    assert str(Loaded("scratch")) == "from scratch"
-    assert str(Loaded("a/best.pt", source="a/best.pt")) == (
-        "a/best.pt, licence not stated; classifier taken too"
-    )
-
-
-# ---- the data behind weights --------------------------------------------------------------------
 
 
 def test_data_mismatch() -> None:
