@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,8 @@ from dogmed import config, metrics
 from dogmed.data.prepared import Prepared
 from dogmed.data.store import prepare
 from dogmed.finetune.config import FinetuneConfig
+from dogmed.finetune.report.assembly import Report, assemble
+from dogmed.finetune.report.writing import write_csv
 from dogmed.finetune.result import trivial_accuracy
 from dogmed.finetune.session import FinetuneFolder
 
@@ -23,6 +26,32 @@ EPOCHS = 3
 @pytest.fixture(scope="session")
 def prepared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("prepared")
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return tmp_path / "runs"
+
+
+@pytest.fixture(scope="session")
+def build() -> Callable[..., Report]:
+    def make(out: Path, **options: Any) -> Report:
+        return assemble(out, resamples=100, **options)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def rows() -> Callable[[Report, Path, str], list[dict[str, str]]]:
+    """The rows of one of a report's tables, as written into a folder."""
+
+    def read(report: Report, folder: Path, name: str) -> list[dict[str, str]]:
+        folder.mkdir(exist_ok=True)
+        write_csv(report, folder)
+        with (folder / name).open() as file:
+            return list(csv.DictReader(file))
+
+    return read
 
 
 def predictions(data: Prepared, skill: float, seed: int) -> np.ndarray:
@@ -39,7 +68,7 @@ def predictions(data: Prepared, skill: float, seed: int) -> np.ndarray:
 
 
 @pytest.fixture
-def add_run(tmp_path: Path, prepared_cache: Path) -> Callable[..., Path]:
+def add_run(out: Path, prepared_cache: Path) -> Callable[..., Path]:
     """Write one run; ``skill`` says how good it is, ``source`` what its data are said to be."""
 
     def add(
@@ -51,7 +80,7 @@ def add_run(tmp_path: Path, prepared_cache: Path) -> Callable[..., Path]:
             "size": 28,
             "epochs": EPOCHS,
             "data": "synthetic",
-            "out": str(tmp_path / "runs"),
+            "out": str(out),
             "cache_dir": str(prepared_cache),
         }
         base = config.merge(config.recipe("finetune/default"), values | options)

@@ -26,11 +26,6 @@ AddRun = Callable[..., Path]
 Edit = Callable[[dict[str, Any]], Any]
 
 
-@pytest.fixture
-def out(tmp_path: Path) -> Path:
-    return tmp_path / "runs"
-
-
 def edit(file: Path, change: Edit) -> None:
     facts = json.loads(file.read_text())
     change(facts)
