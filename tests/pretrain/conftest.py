@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from dogmed import config
 from dogmed.pretrain.config import PretrainConfig
+from dogmed.pretrain.images import ImageSet, open_images
+from dogmed.pretrain.loader import ImageBatches
+from dogmed.pretrain.transforms import (
+    EvalTransform,
+    TrainTransform,
+    eval_transform,
+    train_transform,
+)
 
 CLASSES = ("n01440764", "n01443537", "n01484850", "n01491361")
 TINY = {
@@ -25,6 +34,20 @@ TINY = {
     "loader.workers": 0,
     "tracking": "off",
     "device": "cpu",
+}
+SIZE = 24  # of what the loader gives, in pixels
+TIMM: dict[str, Any] = {
+    "scale": (0.08, 1.0),
+    "ratio": (3 / 4, 4 / 3),
+    "interpolation": "random",
+    "hflip": 0.5,
+    "color_jitter": None,
+    "auto_augment": "rand-m9-mstd0.5-inc1",
+    "mean": IMAGENET_DEFAULT_MEAN,
+    "std": IMAGENET_DEFAULT_STD,
+    "re_prob": 0.5,
+    "re_mode": "pixel",
+    "re_count": 2,
 }
 
 
@@ -40,6 +63,53 @@ def jpegs(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 pixels = rng.integers(0, 120, (36, 40, 3)) + 30 * label
                 Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{wnid}_{i}.JPEG")
     return root
+
+
+@pytest.fixture
+def train(jpegs: Path) -> ImageSet:
+    return open_images(jpegs, "train")
+
+
+@pytest.fixture(scope="session")
+def timm_options() -> dict[str, Any]:
+    """What timm's ``create_transform`` takes to do as ``augment`` does."""
+    return {"input_size": SIZE, **TIMM}
+
+
+@pytest.fixture(scope="session")
+def augment() -> Callable[..., TrainTransform]:
+    def make(size: int = SIZE, **changed: Any) -> TrainTransform:
+        return train_transform(size, **{"decode": "full", **TIMM, **changed})
+
+    return make
+
+
+@pytest.fixture
+def plain() -> EvalTransform:
+    return eval_transform(
+        SIZE, mean=TIMM["mean"], std=TIMM["std"], crop_pct=0.875, interpolation="bicubic"
+    )
+
+
+@pytest.fixture
+def batches(
+    train: ImageSet, augment: Callable[..., TrainTransform], plain: EvalTransform
+) -> Iterator[Callable[..., ImageBatches]]:
+    """Make loaders; those of the training images augment them."""
+    made = []
+
+    def make(images: ImageSet = train, **changed: Any) -> ImageBatches:
+        options = {
+            "batch_size": 12, "micro_batch": None, "device": "cpu", "train": True, "seed": 7,
+            "workers": 0, "max_bad_share": 0.0, **changed,
+        }  # fmt: skip
+        transform = options.pop("transform", None) or (augment() if options["train"] else plain)
+        made.append(ImageBatches(images, transform, **options))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The loader: timm's own pixels, one order whatever the workers and processes, and damaged files."""
+"""The loader: one order whatever the workers and processes, and damaged files."""
 
 from __future__ import annotations
 
@@ -7,57 +7,24 @@ import random
 import signal
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_transform
 
 from dogmed.console import STOPS
 from dogmed.errors import ConfigError, DataError, TrainingError
-from dogmed.pretrain.images import ImageSet, open_image, open_images
+from dogmed.pretrain.images import ImageSet, open_images
 from dogmed.pretrain.loader import Batch, ImageBatches, ready_worker
 from dogmed.pretrain.subset import draw
 from dogmed.pretrain.transforms import (
     EvalTransform,
     TrainTransform,
-    eval_transform,
     generators_kept,
     seed_image,
-    train_transform,
 )
 
-SIZE = 24
-TIMM: dict[str, Any] = {
-    "scale": (0.08, 1.0),
-    "ratio": (3 / 4, 4 / 3),
-    "interpolation": "random",
-    "hflip": 0.5,
-    "color_jitter": None,
-    "auto_augment": "rand-m9-mstd0.5-inc1",
-    "mean": IMAGENET_DEFAULT_MEAN,
-    "std": IMAGENET_DEFAULT_STD,
-    "re_prob": 0.5,
-    "re_mode": "pixel",
-    "re_count": 2,
-}
-
-
-def augment(size: int = SIZE, **changed: Any) -> TrainTransform:
-    return train_transform(size, **{"decode": "full", **TIMM, **changed})
-
-
-def plain() -> EvalTransform:
-    return eval_transform(
-        SIZE, mean=TIMM["mean"], std=TIMM["std"], crop_pct=0.875, interpolation="bicubic"
-    )
-
-
-@pytest.fixture
-def train(jpegs: Path) -> ImageSet:
-    return open_images(jpegs, "train")
+Batches = Callable[..., ImageBatches]
 
 
 @pytest.fixture
@@ -74,24 +41,6 @@ def spoilt(jpegs: Path, tmp_path: Path) -> ImageSet:
     return images
 
 
-@pytest.fixture
-def batches(train: ImageSet) -> Iterable[Callable[..., ImageBatches]]:
-    made = []
-
-    def make(images: ImageSet = train, **changed: Any) -> ImageBatches:
-        options = {
-            "batch_size": 12, "micro_batch": None, "device": "cpu", "train": True, "seed": 7,
-            "workers": 0, "max_bad_share": 0.0, **changed,
-        }  # fmt: skip
-        transform = options.pop("transform", None) or (augment() if options["train"] else plain())
-        made.append(ImageBatches(images, transform, **options))
-        return made[-1]
-
-    yield make
-    for one in made:
-        one.close()
-
-
 def epoch(loader: ImageBatches, number: int = 0, start: int = 0) -> list[list[Batch]]:
     loader.set_epoch(number, start)
     return list(loader)
@@ -101,56 +50,15 @@ def joined(steps: Iterable[list[Batch]], key: str = "image") -> torch.Tensor:
     return torch.cat([micro[key] for step in steps for micro in step])
 
 
-def test_training_pixels_are_those_of_timm(
-    train: ImageSet, batches: Callable[..., ImageBatches]
-) -> None:
-    reference = create_transform(SIZE, is_training=True, **TIMM)
-    erased = 0
-    for step in epoch(batches(), 3):
-        for image, label, index in zip(
-            *(step[0][k] for k in ("image", "label", "index")), strict=True
-        ):
-            with generators_kept():
-                seed_image(7, 3, int(index))
-                expected = reference(train.open(int(index)))
-            assert torch.equal(image, expected)
-            assert label == train.labels[index]
-            erased += int((expected.abs() > 2.65).any())  # beyond what a pixel can be
-    assert erased >= 5
-
-
-@pytest.mark.parametrize("mode", ["const", "rand"])
-def test_other_erasing_is_that_of_timm(
-    train: ImageSet, batches: Callable[..., ImageBatches], mode: str
-) -> None:
-    reference = create_transform(SIZE, is_training=True, **{**TIMM, "re_mode": mode})
-    (micro,) = next(iter(batches(transform=augment(re_mode=mode))))
-    for image, index in zip(micro["image"], micro["index"], strict=True):
-        with generators_kept():
-            seed_image(7, 0, int(index))
-            assert torch.equal(image, reference(train.open(int(index))))
-
-
-def test_evaluation_pixels_are_those_of_timm(
-    train: ImageSet, batches: Callable[..., ImageBatches]
-) -> None:
-    reference = create_transform(
-        SIZE, is_training=False, crop_pct=0.875, interpolation="bicubic",
-        mean=TIMM["mean"], std=TIMM["std"],
-    )  # fmt: skip
-    found = joined(epoch(batches(train=False)))
-    assert torch.equal(found, torch.stack([reference(train.open(i)) for i in range(len(train))]))
-
-
-def test_a_batch_is_float32_channels_last(batches: Callable[..., ImageBatches]) -> None:
+def test_a_batch_is_float32_channels_last(batches: Batches) -> None:
     (micro,) = next(iter(batches()))
-    assert micro["image"].shape == (12, 3, SIZE, SIZE) and micro["image"].dtype == torch.float32
+    assert micro["image"].shape == (12, 3, 24, 24) and micro["image"].dtype == torch.float32
     assert micro["image"].is_contiguous(memory_format=torch.channels_last)
     assert micro["label"].dtype == micro["index"].dtype == torch.int64
 
 
 def test_an_epoch_is_shuffled_whole_batches_of_different_images(
-    batches: Callable[..., ImageBatches],
+    batches: Batches,
 ) -> None:
     loader = batches()
     orders = [joined(epoch(loader, n), "index").tolist() for n in (0, 1, 0)]
@@ -162,7 +70,7 @@ def test_an_epoch_is_shuffled_whole_batches_of_different_images(
         assert not torch.equal(pixels[0][0], pixels[1][orders[1].index(first)])
 
 
-def test_workers_and_micro_batches_change_no_pixel(batches: Callable[..., ImageBatches]) -> None:
+def test_workers_and_micro_batches_change_no_pixel(batches: Batches) -> None:
     alone = epoch(batches())
     helped = batches(workers=2, micro_batch=5)
     for _ in range(2):  # the workers stay for the second epoch
@@ -173,7 +81,7 @@ def test_workers_and_micro_batches_change_no_pixel(batches: Callable[..., ImageB
     assert helped.wait_seconds > 0
 
 
-def test_processes_share_the_same_global_batches(batches: Callable[..., ImageBatches]) -> None:
+def test_processes_share_the_same_global_batches(batches: Batches) -> None:
     alone = epoch(batches())
     ranks = [epoch(batches(rank=r, world_size=5)) for r in range(5)]
     for step in range(3):
@@ -183,9 +91,7 @@ def test_processes_share_the_same_global_batches(batches: Callable[..., ImageBat
 
 
 @pytest.mark.parametrize(("workers", "world"), [(0, 1), (2, 1), (0, 3)])
-def test_a_resumed_epoch_is_the_rest_of_it(
-    batches: Callable[..., ImageBatches], workers: int, world: int
-) -> None:
+def test_a_resumed_epoch_is_the_rest_of_it(batches: Batches, workers: int, world: int) -> None:
     whole = epoch(batches(), 2)
     for rank in range(world):
         loader = batches(workers=workers, rank=rank, world_size=world)
@@ -196,7 +102,7 @@ def test_a_resumed_epoch_is_the_rest_of_it(
     assert epoch(batches(), 2, start=3) == []
 
 
-def test_breaking_off_leaves_nothing_behind(batches: Callable[..., ImageBatches]) -> None:
+def test_breaking_off_leaves_nothing_behind(batches: Batches) -> None:
     loader = batches(workers=2, batch_size=4)
     whole = epoch(batches(batch_size=4), 1)
     for _step in loader:
@@ -204,9 +110,7 @@ def test_breaking_off_leaves_nothing_behind(batches: Callable[..., ImageBatches]
     assert torch.equal(joined(epoch(loader, 1)), joined(whole))
 
 
-def test_a_subset_sees_the_crops_of_the_whole(
-    train: ImageSet, batches: Callable[..., ImageBatches]
-) -> None:
+def test_a_subset_sees_the_crops_of_the_whole(train: ImageSet, batches: Batches) -> None:
     part = batches(draw(train, per_class=3, classes=2, seed=0), batch_size=6)
     whole = epoch(batches(batch_size=40))[0][0]
     place = {int(index): k for k, index in enumerate(whole["index"])}
@@ -215,7 +119,7 @@ def test_a_subset_sees_the_crops_of_the_whole(
             assert torch.equal(image, whole["image"][place[int(index)]])
 
 
-def test_the_run_keeps_its_own_random_numbers(batches: Callable[..., ImageBatches]) -> None:
+def test_the_run_keeps_its_own_random_numbers(batches: Batches) -> None:
     def draws() -> tuple[float, float, float]:
         return random.random(), float(np.random.rand()), float(torch.rand(1))
 
@@ -228,9 +132,7 @@ def test_the_run_keeps_its_own_random_numbers(batches: Callable[..., ImageBatche
 
 
 @pytest.mark.parametrize("world", [1, 3])
-def test_evaluation_takes_every_image_once(
-    batches: Callable[..., ImageBatches], world: int
-) -> None:
+def test_evaluation_takes_every_image_once(batches: Batches, world: int) -> None:
     loaders = [batches(train=False, batch_size=13, rank=r, world_size=world) for r in range(world)]
     assert {len(loader) for loader in loaders} == {4}
     found = [epoch(loader) for loader in loaders]
@@ -242,7 +144,7 @@ def test_evaluation_takes_every_image_once(
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_damaged_files_are_replaced_by_the_next_and_named(
-    spoilt: ImageSet, train: ImageSet, batches: Callable[..., ImageBatches], workers: int
+    spoilt: ImageSet, train: ImageSet, batches: Batches, workers: int
 ) -> None:
     loader = batches(spoilt, batch_size=40, workers=workers, max_bad_share=0.1)
     (wanted,) = epoch(batches(batch_size=40))[0]
@@ -259,9 +161,7 @@ def test_damaged_files_are_replaced_by_the_next_and_named(
     )
 
 
-def test_evaluation_leaves_damaged_files_out(
-    spoilt: ImageSet, batches: Callable[..., ImageBatches]
-) -> None:
+def test_evaluation_leaves_damaged_files_out(spoilt: ImageSet, batches: Batches) -> None:
     loader = batches(spoilt, train=False, batch_size=1, max_bad_share=0.1)
     steps = epoch(loader)
     assert [i for i, step in enumerate(steps) if not step] == [3, 4, 19] == [
@@ -272,16 +172,14 @@ def test_evaluation_leaves_damaged_files_out(
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_too_many_damaged_files_are_an_error(
-    spoilt: ImageSet, batches: Callable[..., ImageBatches], workers: int
+    spoilt: ImageSet, batches: Batches, workers: int
 ) -> None:
     with pytest.raises(DataError, match=r"3 of 40 images of train .* cannot be read") as caught:
         epoch(batches(spoilt, batch_size=40, workers=workers, max_bad_share=0.05))
     assert spoilt.name(3) in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_a_disk_that_is_gone_is_an_error_at_once(
-    spoilt: ImageSet, batches: Callable[..., ImageBatches]
-) -> None:
+def test_a_disk_that_is_gone_is_an_error_at_once(spoilt: ImageSet, batches: Batches) -> None:
     spoilt.root.rename(spoilt.root.with_name("gone"))
     for share in (0.1, 1.0):
         with pytest.raises(DataError, match="cannot be read"):
@@ -289,7 +187,7 @@ def test_a_disk_that_is_gone_is_an_error_at_once(
 
 
 def test_ctrl_c_does_not_reach_the_workers_and_a_dead_one_is_told(
-    batches: Callable[..., ImageBatches],
+    batches: Batches,
 ) -> None:
     loader = batches(workers=2, batch_size=4)
     expected = epoch(batches(batch_size=4))
@@ -310,7 +208,7 @@ def test_ctrl_c_does_not_reach_the_workers_and_a_dead_one_is_told(
 
 @pytest.mark.parametrize("number", STOPS)
 def test_a_stop_in_the_first_moments_of_the_workers_ends_none(
-    batches: Callable[..., ImageBatches], number: int
+    batches: Batches, number: int
 ) -> None:
     loader = batches(workers=2)
 
@@ -324,73 +222,21 @@ def test_a_stop_in_the_first_moments_of_the_workers_ends_none(
     loader.close()
 
 
-def test_reduced_decoding_takes_the_same_crop_of_fewer_pixels(tmp_path: Path) -> None:
-    noise = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
-    smooth = Image.fromarray(noise).resize((400, 300), Image.Resampling.BICUBIC)
-    smooth.save(tmp_path / "x.jpg", quality=95)
-    data = (tmp_path / "x.jpg").read_bytes()
-    options = {"auto_augment": None, "re_prob": 0.0}
-    full, reduced = (augment(32, decode=d, **options) for d in ("full", "reduced"))
-    decoded = set()
-    with generators_kept():
-        for index in range(60):
-            pictures = []
-            for transform in (full, reduced):
-                seed_image(0, 0, index)
-                image = open_image(data)
-                pictures.append(transform(image).image.float())
-            decoded.add(image.size)
-            shifted = (pictures[0] - pictures[0].roll(1, dims=1))[:, 1:].abs().mean()
-            assert (pictures[0] - pictures[1]).abs().mean() < shifted / 3  # a third of a pixel
-    assert {(200, 150), (100, 75)} <= decoded
-
-
-def test_reduced_decoding_is_full_decoding_where_the_crop_is_small(
-    train: ImageSet, batches: Callable[..., ImageBatches]
-) -> None:
-    reduced = batches(transform=augment(decode="reduced"))
-    assert torch.equal(joined(epoch(reduced)), joined(epoch(batches())))
-
-
-def test_posterizing_to_no_bits_is_black_as_it_used_to_be(train: ImageSet) -> None:
-    image, seen = train.open(0), 0
-    for policy in ("rand-m10-inc1", "original", "v0", "augmix-m10"):
-        steps = augment(auto_augment=policy).rest.transforms
-        ops = [op for step in steps for op in getattr(step, "ops", [])]
-        ops += [op for step in steps for pair in getattr(step, "policy", []) for op in pair]
-        for op in (op for op in ops if op.name.startswith("Posterize")):
-            for bits in range(9):  # the definition of Pillow until version 12
-                table = [i & ~(2 ** (8 - bits) - 1) for i in range(256)] * 3
-                assert op.aug_fn(image, bits).tobytes() == image.point(table).tobytes()
-            seen += 1
-    assert seen >= 4
-
-
-def test_every_operation_of_the_recipe_works_at_its_highest_level(train: ImageSet) -> None:
-    (policy,) = (
-        s for s in augment(auto_augment="rand-m10-inc1").rest.transforms if hasattr(s, "ops")
-    )
-    assert len(policy.ops) == 15
-    with generators_kept():
-        for op in policy.ops:
-            op.prob = 1.0
-            assert op(train.open(0)).size == train.open(0).size
-
-
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_failing_transform_is_told_in_one_line_and_blames_no_file(
-    batches: Callable[..., ImageBatches], workers: int
+    batches: Batches, plain: EvalTransform, workers: int
 ) -> None:
-    broken = plain()
-    broken.transform = lambda image: 1 / 0
-    loader = batches(transform=broken, workers=workers)
+    plain.transform = lambda image: 1 / 0
+    loader = batches(transform=plain, workers=workers)
     with pytest.raises(TrainingError, match=r"n\d+_\d\.JPEG failed \(ZeroDivisionError") as caught:
         epoch(loader)
     assert "\n" not in str(caught.value) and not loader.bad
     assert "line" in caught.value.__notes__[0]
 
 
-def test_arguments_that_do_not_fit(batches: Callable[..., ImageBatches]) -> None:
+def test_arguments_that_do_not_fit(
+    batches: Batches, augment: Callable[..., TrainTransform]
+) -> None:
     with pytest.raises(ConfigError, match="batch size 41 is more than the 40 training images"):
         batches(batch_size=41)
     with pytest.raises(ConfigError, match="cannot be shared by 13 processes"):
@@ -399,9 +245,7 @@ def test_arguments_that_do_not_fit(batches: Callable[..., ImageBatches]) -> None
         augment(auto_augment="rnd-m9")
 
 
-def test_real_images_in_both_forms(
-    real_data: Path, batches: Callable[..., ImageBatches], tmp_path: Path
-) -> None:
+def test_real_images_in_both_forms(real_data: Path, batches: Batches, tmp_path: Path) -> None:
     full = open_images(real_data / "imagenet" / "full", "train")
     small = open_images(real_data / "imagenet", "train", cache_dir=tmp_path)
     for images in (full, small):

@@ -8,14 +8,9 @@ import numpy as np
 import pytest
 
 from dogmed.errors import ConfigError, DataError
-from dogmed.pretrain.images import ImageSet, open_images, open_splits
+from dogmed.pretrain.images import ImageSet, open_splits
 from dogmed.pretrain.names import shuffled
 from dogmed.pretrain.subset import draw, of_classes, read_list, write_list
-
-
-@pytest.fixture
-def train(jpegs: Path) -> ImageSet:
-    return open_images(jpegs, "train")
 
 
 def names(images: ImageSet) -> set[str]:
