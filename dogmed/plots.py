@@ -24,6 +24,8 @@ DPI = 160
 CELL = 0.62  # side of a confusion matrix's cell, inches
 WRITTEN_CLASSES = 20  # beyond, cells and legends cannot be read and are left out
 COLOURS = [f"C{k}" for k in range(10)]  # matplotlib's ten, then the same ten dashed
+POSITIVE, NEGATIVE = (226, 88, 34), (43, 112, 219)
+"""Red, green and blue of a kernel's entries."""
 
 
 def learning_curves(rows: Sequence[Mapping[str, Any]], path: Path) -> None:

@@ -16,7 +16,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
-POSITIVE, NEGATIVE = (226, 88, 34), (43, 112, 219)
+from dogmed.plots import NEGATIVE, POSITIVE
+
 ACROSS = {1: 26, 2: 12}  # tiles of a row, by how many stand side by side
 CELLS = 8  # along a tile's gap, in parts of a kernel's cell: a cell is that many pixels, a gap half
 TILE = 0.29  # inches, of a tile with its gap

@@ -23,11 +23,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from dogmed.models.patterns import ROWS
 from dogmed.models.sampling import cell_edges, gaussian_integrals, separable_kernels
-
-FUNCTIONS = ("n", "dx", "dy", "dxx", "dyy", "dxy")
-ROWS = ((0, 0), (0, 1), (1, 0), (0, 2), (2, 0), (1, 1))
-"""Derivatives along y and along x of each of ``FUNCTIONS``."""
 
 WIDTHS = 72  # of the grid
 NARROWEST, WIDEST = 0.08, 10.0  # of the grid: in cells, in extents

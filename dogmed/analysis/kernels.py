@@ -91,7 +91,7 @@ def _say(found: Study, tables: Any, output: Console) -> None:
     from dogmed import console
     from dogmed.analysis.kernels_tables import figures
     from dogmed.analysis.output import shown
-    from dogmed.analysis.patterns import TITLES
+    from dogmed.models.patterns import TITLES
 
     origin = found.origin
     output.line(f"\n{found.title}; before: {origin.title} – {origin.note}")

@@ -18,9 +18,9 @@ from dogmed.analysis.kernels_plots import DARK, FILE, PAGE, VARIABLES, charts
 from dogmed.analysis.kernels_study import LayerStudy, Study
 from dogmed.analysis.kernels_tables import DEFINITIONS, Table, caption
 from dogmed.analysis.output import shown
-from dogmed.analysis.patterns import TITLES
 from dogmed.console import count
 from dogmed.htmlpage import document
+from dogmed.models.patterns import TITLES
 from dogmed.plots import to_svg
 
 

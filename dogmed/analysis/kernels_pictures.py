@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from dogmed.analysis.atlas import Entry, FitRow, Group, draw_fits, draw_layer
 from dogmed.analysis.kernels_plots import short_names
 from dogmed.analysis.kernels_study import LayerStudy, Study
-from dogmed.analysis.patterns import NAMES, TITLES
+from dogmed.models.patterns import NAMES, TITLES
 
 SHOWN = 12
 """Kernels of the best and the worst fit, and as many of a middling one."""
@@ -31,7 +31,7 @@ def groups(layer: LayerStudy) -> list[Group]:
     """The channels of a layer by pattern, and by number within one."""
     names = layer.after.patterns
     return [
-        Group(TITLES.get(name, name), np.flatnonzero(names == name))
+        Group(TITLES[name], np.flatnonzero(names == name))
         for name in NAMES
         if (names == name).any()
     ]

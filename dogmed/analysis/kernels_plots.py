@@ -12,15 +12,15 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator, NullLocator
 from numpy.typing import NDArray
 
-from dogmed.analysis.fitting import FUNCTIONS
 from dogmed.analysis.kernels_study import Kernels, LayerStudy, Study
-from dogmed.analysis.patterns import BINS, FREQUENCIES, NAMES, TITLES, counts
+from dogmed.analysis.patterns import BINS, FREQUENCIES, counts
+from dogmed.models.patterns import FUNCTIONS, NAMES, TITLES
 
 WIDTH = 4.4  # inches: a phone's, so that text can be read there
 COLUMNS = 3  # of small charts
 REST_EDGES = np.geomspace(1e-4, 1, BINS + 1)
 """Of the histograms of 1 - largest mixing weight."""
-FUNCTION_TITLES = ("n", "d/dx", "d/dy", "d²/dx²", "d²/dy²", "d²/dxdy")
+FUNCTION_TITLES = ("n", *(TITLES[name] for name in FUNCTIONS[1:]))
 _AS = ("on_center", "dx", "dy", "dxx", "dyy", "dxy")  # patterns whose colours the functions have
 
 
@@ -115,7 +115,7 @@ def shares(study: Study, ink: Ink) -> Figure:
     ax.set(xlim=(0, 100), xlabel="% of the layer's kernels")
     names = [name for name in NAMES if name in present]
     handles = [Patch(color=ink.patterns[name]) for name in names]
-    _legend(figure, handles, [TITLES.get(name, name) for name in names], ink, 5)
+    _legend(figure, handles, [TITLES[name] for name in names], ink, 5)
     return figure
 
 
@@ -169,7 +169,7 @@ def responses(study: Study, ink: Ink) -> Figure:
     ax.set_ylim(bottom=0)
     ax.grid(axis="y", color=ink.grid, lw=0.6)
     names = [name for name in NAMES if name in present]
-    _legend(figure, [present[n] for n in names], [TITLES.get(n, n) for n in names], ink, 5)
+    _legend(figure, [present[n] for n in names], [TITLES[n] for n in names], ink, 5)
     return figure
 
 

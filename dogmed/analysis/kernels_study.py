@@ -16,11 +16,11 @@ from dogmed.analysis.layers import Layer, Origin, counterparts, depthwise_layers
 from dogmed.analysis.patterns import (
     dog_patterns,
     fitted_patterns,
-    function_weights,
     radius,
     response,
 )
 from dogmed.errors import ConfigError
+from dogmed.models.patterns import function_weights
 from dogmed.models.trained import Trained
 
 RANDOM = 512
@@ -35,7 +35,7 @@ class Kernels:
 
     layer: Layer
     patterns: NDArray[np.str_]
-    """(C,), of ``patterns.NAMES``."""
+    """(C,), of ``dogmed.models.patterns.NAMES``."""
     radius: Floats
     """(C,), in pixels of the image."""
     response: Floats

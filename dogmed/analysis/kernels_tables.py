@@ -11,17 +11,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dogmed.analysis import patterns
-from dogmed.analysis.fitting import FUNCTIONS, Fit
+from dogmed.analysis.fitting import Fit
 from dogmed.analysis.kernels_plots import REST_EDGES, left_over, short_names
 from dogmed.analysis.kernels_study import RANDOM, Kernels, LayerStudy, Study, weighted
-from dogmed.analysis.patterns import NAMES, TITLES, changes, counts, quartiles
+from dogmed.analysis.patterns import BINS, FREQUENCIES, changes, counts, quartiles
+from dogmed.models.patterns import ABSENT, CENTER_FROM, FUNCTIONS, NAMES, TITLES
 
 DEFINITIONS = {
     "pattern of a DoGConv's kernel": "the function with more than half of the mixing weights ('mixed' if none "
     "has), its sign by which width is narrower; a centre if the narrower width is "
-    f"{patterns.CENTER_FROM:g} or more, else a cross; 'none' if no entry reaches "
-    f"{patterns.ABSENT:g} before scaling",
+    f"{CENTER_FROM:g} or more, else a cross; 'none' if no entry reaches "
+    f"{ABSENT:g} before scaling",
     "pattern of a learned kernel": "that of the single function that fits it best, if it explains at least "
     "half of its energy; else 'other'",
     "radius": "of one kernel, in px of the image: root of sum k^2 r^2 / sum k^2, r from the kernel's middle to "
@@ -68,7 +68,7 @@ def content(study: Study, all_tables: Sequence[Table]) -> dict[str, Any]:
         "definitions": DEFINITIONS,
         "figures": figures(study),
         "tables": {table.name: plain(table.rows) for table in all_tables},
-        "frequencies": patterns.FREQUENCIES.tolist(),
+        "frequencies": FREQUENCIES.tolist(),
         "layers": [
             {"layer": layer.name, "after": _curves(layer.after)}
             | ({} if layer.before is None else {"before": _curves(layer.before)})
@@ -126,11 +126,11 @@ def plain(value: Any) -> Any:
 def caption(fit: Fit | None, layer: LayerStudy, channel: int) -> str:
     """What is said of one kernel where the pointer rests on it."""
     kernels = layer.after
-    name = TITLES.get(kernels.patterns[channel], kernels.patterns[channel])
+    name = TITLES[kernels.patterns[channel]]
     told = [f"channel {channel}: {name}"]
     if layer.before is not None and layer.before.patterns[channel] != kernels.patterns[channel]:
         was = layer.before.patterns[channel]
-        told[0] += f", was {TITLES.get(was, was)}"
+        told[0] += f", was {TITLES[was]}"
     if kernels.widths is not None and kernels.weights is not None:
         narrow, wide = kernels.widths[channel]
         told.append(f"widths {narrow:.2f} and {wide:.2f}")
@@ -226,7 +226,7 @@ def _response(study: Study) -> Table:
             curve = np.nanmean(curves[names == name], 0)
             rows.append(
                 {"pattern": name, "when": time, "kernels": count, "at 0": float(curve[0]),
-                 "highest": float(curve.max()), "highest at": float(patterns.FREQUENCIES[curve.argmax()]),
+                 "highest": float(curve.max()), "highest at": float(FREQUENCIES[curve.argmax()]),
                  "at 0.5": float(curve[-1])}
             )  # fmt: skip
     rows.sort(key=lambda row: NAMES.index(row["pattern"]))
@@ -283,7 +283,7 @@ def _curves(kernels: Kernels) -> dict[str, Any]:
         },
     }
     if kernels.widths is not None:
-        edges = np.linspace(0, max(2.0, float(kernels.widths.max())), patterns.BINS + 1)
+        edges = np.linspace(0, max(2.0, float(kernels.widths.max())), BINS + 1)
         found["sigma"] = {"edges": edges.tolist()} | {
             which: np.histogram(kernels.widths[:, column], edges)[0].tolist()
             for column, which in enumerate(("narrow", "wide"))
@@ -294,7 +294,7 @@ def _curves(kernels: Kernels) -> dict[str, Any]:
             for k, name in enumerate(FUNCTIONS)
         }
     if kernels.fit is not None:
-        edges = np.linspace(0, 1, patterns.BINS + 1)
+        edges = np.linspace(0, 1, BINS + 1)
         known = kernels.fit.explained.numpy()
         found["explained"] = {
             "edges": edges.tolist(),

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from dogmed.errors import ConfigError, WeightsError, reason
 from dogmed.models.dog import DoGConv2d
 from dogmed.models.factory import build_model
-from dogmed.models.sampling import DoGParameters, sample_kernels
+from dogmed.models.sampling import DoGParameters
 from dogmed.models.stem import Factored
 from dogmed.models.trained import Trained, open_trained
 from dogmed.weights.records import default_weights_dir, looks_like_file, weights_path
@@ -44,12 +44,6 @@ class Layer:
     @property
     def size(self) -> int:
         return self.kernels.shape[-1]
-
-    def unscaled(self) -> Tensor:
-        """The kernels (C, K, K) of a DoGConv without scale and bias."""
-        assert self.functions is not None
-        plain = self.functions._replace(log_scale=torch.zeros_like(self.functions.log_scale))
-        return sample_kernels(plain, self.size, self.extent)
 
 
 class Origin(NamedTuple):

@@ -1,8 +1,6 @@
 """What kernels look like, in words and figures: pattern, size, response to frequencies.
 
-The patterns are those of the thesis's section 4.2.1, told by what a kernel computes and not by what it was
-drawn as: widths count without their sign, and a centre is told from a cross by the narrower width. The
-thesis's two ranges overlap, so that one in eight of the kernels drawn as a cross counts as a centre.
+The patterns are those of ``dogmed.models.patterns``; a kernel that was learned freely has that of its fit.
 """
 
 from __future__ import annotations
@@ -15,26 +13,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dogmed.analysis.fitting import FUNCTIONS, ROWS, Fit
+from dogmed.analysis.fitting import Fit
 from dogmed.analysis.layers import Layer
-from dogmed.models.dog import PATTERNS
-from dogmed.models.sampling import DoGParameters, mixing_weights
+from dogmed.models.patterns import NAMES, name_kernels, name_mixtures
 
-DOMINANCE = 0.5
-"""A function with more than this share of the mixing weights gives a kernel its name."""
 EXPLAINED = 0.5
 """A learned kernel has the name of a single pattern that explains at least this share of its energy."""
-CENTER_FROM = min(abs(edge) for edge in PATTERNS["on_center"].sigma[0])
-"""A DoG is a centre from this narrower width on, below it a cross."""
-ABSENT = 1e-6
-"""A DoGConv's kernel without an entry of this size, before scaling, is none."""
-
-NAMES = (*PATTERNS, "mixed", "other", "none")
-"""Of all kinds of kernels, in the order that they are told in."""
-TITLES = {
-    "on_center": "on centre", "off_center": "off centre", "on_cross": "on cross", "off_cross": "off cross",
-    "dx": "d/dx", "dy": "d/dy", "dxx": "d²/dx²", "dyy": "d²/dy²", "dxy": "d²/dxdy",
-}  # fmt: skip
 
 BINS = 24
 FREQUENCIES = np.linspace(0, 0.5, 33)
@@ -42,38 +26,17 @@ FREQUENCIES = np.linspace(0, 0.5, 33)
 ANGLES = 24
 
 
-def function_weights(parameters: DoGParameters) -> Tensor:
-    """The mixing weights of ``FUNCTIONS``, (C, 6); 0 for those that the order lacks."""
-    weights = mixing_weights(parameters)
-    rows = weights.shape[-1]
-    zero = torch.zeros_like(weights[:, 0, 0])
-    found = [weights[:, y, x] if y < rows and x < rows else zero for y, x in ROWS]
-    return torch.stack(found, dim=1)
-
-
 def dog_patterns(layer: Layer) -> NDArray[np.str_]:
     """Name the pattern of each kernel of a DoGConv, (C,)."""
     assert layer.functions is not None
-    names = _named(layer.functions.sigma, function_weights(layer.functions))
-    absent = layer.unscaled().abs().amax((1, 2)) < ABSENT
-    return np.where(absent.numpy(), "none", names)
+    return name_kernels(layer.functions, layer.size, layer.extent)
 
 
 def fitted_patterns(single: Fit) -> NDArray[np.str_]:
     """Name the pattern of each learned kernel, (C,), by the single function that fits it best."""
-    names = _named(single.sigma, single.weights)
+    names = name_mixtures(single.sigma, single.weights)
     names = np.where((single.explained < EXPLAINED).numpy(), "other", names)
     return np.where(single.explained.isnan().numpy(), "none", names)
-
-
-def _named(sigma: Tensor, weights: Tensor) -> NDArray[np.str_]:
-    first, second = sigma.detach().abs().unbind(1)
-    side = np.where((first < second).numpy(), "on", "off")
-    shape = np.where((torch.minimum(first, second) < CENTER_FROM).numpy(), "cross", "center")
-    most, which = weights.detach().max(1)
-    names = np.array(FUNCTIONS)[which.numpy()]
-    names = np.where(names == "n", np.char.add(np.char.add(side, "_"), shape), names)
-    return np.where((most > DOMINANCE).numpy(), names, "mixed")
 
 
 def counts(names: Sequence[str] | NDArray[np.str_]) -> dict[str, int]:

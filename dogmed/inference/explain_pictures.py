@@ -14,14 +14,15 @@ from matplotlib.figure import Figure
 
 from dogmed.inference.explain_maps import Explainer, Explanation
 from dogmed.inference.pictures import Picture
+from dogmed.plots import NEGATIVE, POSITIVE
 
 HEAT = colormaps["inferno"]
 COVER = 0.65
 """Opacity where the map is largest; where it is 0 the image shows as it is."""
 KERNEL = LinearSegmentedColormap.from_list(
-    "kernel", [(k[0] / 255, k[1] / 255, k[2] / 255) for k in ((43, 112, 219), (255,) * 3, (226, 88, 34))]
-)  # fmt: skip
-"""From the negative to the positive, as in the atlas of ``dogmed analyze kernels``."""
+    "kernel", np.array([NEGATIVE, (255, 255, 255), POSITIVE]) / 255
+)
+"""From the negative to the positive, over white."""
 BAR = "share of the map's largest value"
 SIDE, TITLE, TILE = (
     2.9,

@@ -9,9 +9,9 @@ import pytest
 import torch
 from scipy.optimize import nnls
 
-from dogmed.analysis.fitting import FUNCTIONS, ROWS, _Search, dog_kernels, fit
-from dogmed.analysis.patterns import function_weights
+from dogmed.analysis.fitting import _Search, dog_kernels, fit
 from dogmed.models.dog import DoGConv2d
+from dogmed.models.patterns import FUNCTIONS, ROWS, function_weights
 from dogmed.models.sampling import TEMPERATURE, DoGParameters, sample_kernels
 
 

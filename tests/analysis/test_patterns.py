@@ -13,7 +13,6 @@ from torch import Tensor
 from dogmed.analysis.fitting import fit
 from dogmed.analysis.layers import Layer
 from dogmed.analysis.patterns import (
-    CENTER_FROM,
     FREQUENCIES,
     changes,
     counts,
@@ -24,6 +23,7 @@ from dogmed.analysis.patterns import (
     response,
 )
 from dogmed.models.dog import PATTERNS, DoGConv2d, pattern_counts
+from dogmed.models.patterns import CENTER_FROM
 from dogmed.models.sampling import cell_edges, gaussian_integrals
 
 
