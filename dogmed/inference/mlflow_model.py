@@ -47,7 +47,7 @@ class TableClassifier:
         names = [f"row {number}" for number in range(len(table))]
         found, errors = self._classify(dict(zip(names, table[COLUMN], strict=True)))
         columns = [f"p_{name}" for name in self.classifier.classes]
-        rows = {
+        rows: dict[str, list[Any]] = {
             name: [None, *[None] * len(columns), "", errors.get(name, _several(name))]
             for name in names
         }

@@ -60,12 +60,12 @@ def write(path: Path, weights: str, record: WeightsRecord, model: LoggedModel) -
 def _signature(record: WeightsRecord) -> ModelSignature:
     """The columns of ``dogmed.inference.mlflow_model``."""
     from mlflow.models import ModelSignature
-    from mlflow.types import ColSpec, DataType, Schema
+    from mlflow.types import ColSpec, DataType, Schema, TensorSpec
 
     image = ColSpec(
         DataType.string, "image"
     )  # base64: MLflow's own decoding passes over what is none
-    told = [ColSpec(DataType.string, "predicted", required=False)]
+    told: list[ColSpec | TensorSpec] = [ColSpec(DataType.string, "predicted", required=False)]
     told += [ColSpec(DataType.double, f"p_{name}", required=False) for name in record.data.classes]
     told += [ColSpec(DataType.string, "warning", required=False), ColSpec(DataType.string, "error")]
     return ModelSignature(Schema([image]), Schema(told))

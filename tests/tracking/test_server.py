@@ -10,10 +10,15 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
+from io import BytesIO
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
+from PIL import Image
 
+import dogmed
 from dogmed import config, tracking
 from dogmed.finetune.config import FinetuneConfig
 from dogmed.finetune.run import finetune
@@ -128,6 +133,15 @@ def test_training_goes_on_without_the_server_and_sync_mends_it(
     assert [w.read_bytes() for w in weights] == [
         (folder / "checkpoints" / "best.safetensors").read_bytes()
     ]
+    import mlflow
+
+    model = mlflow.pyfunc.load_model("models:/dogmed-breastmnist-synthetic-28@best")
+    grey = np.full((28, 28), 90, dtype=np.uint8)
+    file = BytesIO()
+    Image.fromarray(grey).save(file, "PNG")
+    told = model.predict(pd.DataFrame({"image": [file.getvalue()]}))
+    expected = dogmed.load(folder, device="cpu").predict(grey).probabilities
+    assert np.allclose(told.filter(like="p_").to_numpy(float), expected)
     assert sync((), out) == 0
     assert "1 runs, nothing to do" in capsys.readouterr().out
     assert len(client.search_model_versions("name = 'dogmed-breastmnist-synthetic-28'")) == 1
