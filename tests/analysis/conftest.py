@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -83,6 +84,34 @@ def analyze(cache_dir: Path) -> Callable[..., int]:
         given += [] if "--resamples" in words else ["--resamples", "40"]
         given += [] if "--tracking" in words else ["--tracking", "off"]
         return cli.main(["analyze", what, *given])
+
+    return run
+
+
+class Done(NamedTuple):
+    """What a call left behind."""
+
+    weights: tuple[Path, ...]
+    out: Path
+    folder: Path
+    printed: str
+    found: dict[str, Any]
+
+
+@pytest.fixture(scope="session")
+def analyzed(analyze: Callable[..., int]) -> Callable[..., Done]:
+    """``analyze``, and what it left behind; weights are paths among the words."""
+
+    def run(what: str, out: Path, *words: object) -> Done:
+        lines: list[str] = []
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(
+                "builtins.print", lambda *said, **_: lines.append(" ".join(map(str, said)))
+            )
+            assert analyze(what, out, *words) == 0
+        (path,) = out.rglob(f"{what}.json")
+        weights = tuple(word for word in words if isinstance(word, Path))
+        return Done(weights, out, path.parent, "\n".join(lines), json.loads(path.read_text()))
 
     return run
 

@@ -1,13 +1,11 @@
-"""``dogmed analyze flops``: what is measured, timed, refused and stopped."""
+"""``dogmed analyze flops``: what is measured, timed and refused."""
 
 from __future__ import annotations
 
 import json
-import os
-import signal
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import timm
@@ -18,7 +16,6 @@ from safetensors.torch import load_file
 from dogmed import metrics
 from dogmed.analysis import flops_points
 from dogmed.analysis.flops_ways import pareto
-from dogmed.console import Console
 from dogmed.data import Prepared
 from dogmed.models.cost import count_macs
 from dogmed.weights.records import read_record
@@ -26,32 +23,18 @@ from dogmed.weights.records import read_record
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-class Done(NamedTuple):
-    """What a call left behind."""
-
-    weights: Path
-    out: Path
-    folder: Path
-    printed: str
-    found: dict[str, Any]
-
-
 @pytest.fixture(scope="module")
 def done(
-    analyze: Callable[..., int],
+    analyzed: Callable[..., Any],
     write_weights: Callable[..., Path],
     tmp_path_factory: pytest.TempPathFactory,
-) -> Done:
+) -> Any:
     """A model at two strides, each with both kernels, and one resolution; timed."""
     place = tmp_path_factory.mktemp("flops")
-    weights, lines = write_weights(place), list[str]()
+    words = ("--strides", "6,8", "--resolutions", 20, "--latency", 2)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(flops_points, "LATENCY_SECONDS", 0.02)
-        patch.setattr("builtins.print", lambda *words, **_: lines.append(" ".join(map(str, words))))
-        words = ("--strides", "6,8", "--resolutions", 20, "--latency", 2)
-        assert analyze("flops", place / "out", weights, *words) == 0
-    (path,) = (place / "out").rglob("flops.json")
-    return Done(weights, place / "out", path.parent, "\n".join(lines), json.loads(path.read_text()))
+        return analyzed("flops", place / "out", write_weights(place), *words)
 
 
 def images(prepared: Prepared, split: str, side: int) -> torch.Tensor:
@@ -64,9 +47,7 @@ def images(prepared: Prepared, split: str, side: int) -> torch.Tensor:
     return F.interpolate(normalised, (side, side), mode="bilinear", antialias=True)
 
 
-def test_the_table_is_what_an_independent_forward_pass_gives(
-    done: Done, prepared: Prepared
-) -> None:
+def test_the_table_is_what_an_independent_forward_pass_gives(done: Any, prepared: Prepared) -> None:
     found = done.found
     assert (found["chosen_on"], found["told_on"], found["chosen_by"]) == ("val", "test", "auc")
     (model,) = found["models"]
@@ -80,7 +61,7 @@ def test_the_table_is_what_an_independent_forward_pass_gives(
     for (_, stride, kernel, side), point in points.items():
         options = {"stem_stride": stride, "stem_kernel_size": kernel}
         network = timm.create_model("dognext_test", num_classes=2, **options).eval()
-        network.load_state_dict(load_file(done.weights))
+        network.load_state_dict(load_file(done.weights[0]))
         assert point["macs"] == count_macs(network, side)
         assert f"{point['macs'] / 1e6:.3g}" in done.printed  # of GMAC these would be 1e-05
         for split in ("val", "test"):
@@ -100,14 +81,14 @@ def test_the_table_is_what_an_independent_forward_pass_gives(
     assert len((done.folder / "flops.csv").read_text().splitlines()) == 7
 
 
-def test_time_is_measured_where_asked_for(done: Done) -> None:
+def test_time_is_measured_where_asked_for(done: Any) -> None:
     for point in done.found["models"][0]["configurations"]:
         seconds = point["latency_seconds"]
         assert seconds["median"] > 0 and seconds["batch"] == 2 and seconds["repeats"] >= 1
     assert done.found["provenance"]["device"] in done.printed
 
 
-def test_generated_images_are_named_wherever_a_score_is_seen(done: Done) -> None:
+def test_generated_images_are_named_wherever_a_score_is_seen(done: Any) -> None:
     for text in (done.printed, *((done.folder / f"flops.{s}").read_text() for s in ("md", "svg"))):
         assert "breastmnist, SYNTHETIC data" in text
 
@@ -160,31 +141,3 @@ def test_wrong_input_is_one_line(
     notes, line = capsys.readouterr().err.strip().rpartition("\n")[::2]
     assert said in line and line.startswith("dogmed: ") and "dogmed: " not in notes
     assert not (tmp_path / "out").exists()
-
-
-def test_a_stopped_analysis_goes_on(
-    flops: Callable[..., int],
-    make_weights: Callable[..., Path],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    words = (make_weights(), "--strides", 8, "--resolutions", 20)
-    tell = Console.line
-
-    def then_interrupt(self: Console, text: str) -> None:
-        tell(self, text)
-        if " 3 of 8 " in text:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(Console, "line", then_interrupt)
-        assert flops(*words) == 130
-    stopped = capsys.readouterr().err
-    assert stopped.endswith("dogmed: stopped with 3 of 8 points; the same command continues\n")
-    (folder,) = (tmp_path / "out").rglob("predictions")
-    before = {file.name: file.stat().st_mtime_ns for file in folder.iterdir()}
-    assert len(before) == 3 and not list((tmp_path / "out").rglob("flops.json"))
-    assert flops(*words) == 0
-    after = {file.name: file.stat().st_mtime_ns for file in folder.iterdir()}
-    assert len(after) == 8 and before.items() <= after.items()

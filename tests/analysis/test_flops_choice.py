@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 import shlex
 from collections.abc import Callable
@@ -49,24 +48,20 @@ class Bought(NamedTuple):
 @pytest.fixture(scope="module", params=["stride", "resolution"])
 def bought(
     request: pytest.FixtureRequest,
-    analyze: Callable[..., int],
+    analyzed: Callable[..., Any],
     write_weights: Callable[..., Path],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Bought:
     """The best within a budget that excludes the full model, of one way to spend less."""
     place = tmp_path_factory.mktemp("budget")
-    weights, lines = write_weights(place, temperature=2.0), list[str]()
     budget = count_macs(timm.create_model("dognext_test", num_classes=2), 28) - 1
     ways = {"stride": ("--strides", 8, "--resolutions", 28)}
     words = ways.get(request.param, ("--resolutions", 16, "--strides", 4))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("builtins.print", lambda *words, **_: lines.append(" ".join(map(str, words))))
-        assert analyze("flops", place / "out", weights, *words, "--budget", budget) == 0
-    (path,) = (place / "out").rglob("flops.json")
-    (saved,) = (place / "out").rglob("*.safetensors")
-    assert saved.parent == path.parent
-    found = json.loads(path.read_text())
-    return Bought(weights, place / "out", budget, request.param, "\n".join(lines), found, saved)
+    weights = write_weights(place, temperature=2.0)
+    done = analyzed("flops", place / "out", weights, *words, "--budget", budget)
+    (saved,) = done.out.rglob("*.safetensors")
+    assert saved.parent == done.folder
+    return Bought(weights, done.out, budget, request.param, done.printed, done.found, saved)
 
 
 def test_a_budget_is_read() -> None:

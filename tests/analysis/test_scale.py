@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,37 +22,20 @@ from dogmed.data import Prepared
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-class Done(NamedTuple):
-    """What a call left behind."""
-
-    weights: tuple[Path, Path]
-    out: Path
-    folder: Path
-    printed: str
-    found: dict[str, Any]
-
-
 @pytest.fixture(scope="module")
 def done(
-    analyze: Callable[..., int],
+    analyzed: Callable[..., Any],
     write_weights: Callable[..., Path],
     tmp_path_factory: pytest.TempPathFactory,
-) -> Done:
+) -> Any:
     """Two models at two sizes, with their own kernels and smaller ones, both ways to fit."""
     place = tmp_path_factory.mktemp("scale")
     weights = write_weights(place), write_weights(place, "b", seed=1)
     words = ("--resolutions", "28,40", "--kernel-sizes", 5, "--resamples", 80)
-    with pytest.MonkeyPatch.context() as patch:
-        lines: list[str] = []
-        patch.setattr("builtins.print", lambda *words, **_: lines.append(" ".join(map(str, words))))
-        assert analyze("scale", place / "out", *weights, *words) == 0
-    (path,) = (place / "out").rglob("scale.json")
-    return Done(weights, place / "out", path.parent, "\n".join(lines), json.loads(path.read_text()))
+    return analyzed("scale", place / "out", *weights, *words)
 
 
-def test_the_table_is_what_an_independent_forward_pass_gives(
-    done: Done, prepared: Prepared
-) -> None:
+def test_the_table_is_what_an_independent_forward_pass_gives(done: Any, prepared: Prepared) -> None:
     """A resized kernel is that of a network built with this kernel size and the same extent."""
     found, first = done.found, done.found["models"][0]
     pixels = torch.from_numpy(prepared.images("test").copy()).float()[:, None] / 255
@@ -81,7 +64,7 @@ def test_the_table_is_what_an_independent_forward_pass_gives(
     assert first["own_kernel"] == 7 and first["kernels"] == [7, 5]
 
 
-def test_every_number_of_the_tables_is_in_the_csv_and_json_files(done: Done) -> None:
+def test_every_number_of_the_tables_is_in_the_csv_and_json_files(done: Any) -> None:
     found, folder = done.found, done.folder
     names = {f"scale.{suffix}" for suffix in ("json", "csv", "md", "html", "png", "svg")}
     assert {file.name for file in folder.iterdir() if file.is_file()} == names
@@ -105,7 +88,7 @@ def test_every_number_of_the_tables_is_in_the_csv_and_json_files(done: Done) -> 
     assert "thesis, Table 4.7, vanilla training | DoGNeXt K9 -> 5 | 14.86 | 9.16 |" in text
 
 
-def test_generated_images_and_the_thesis_are_named_wherever_a_score_is_seen(done: Done) -> None:
+def test_generated_images_and_the_thesis_are_named_wherever_a_score_is_seen(done: Any) -> None:
     said = "breastmnist, SYNTHETIC data"
     for text in (done.printed, *((done.folder / f"scale.{s}").read_text() for s in ("md", "html"))):
         assert said in text and "Rows of the thesis are as printed, of ImageNet-1K" in text
@@ -113,7 +96,7 @@ def test_generated_images_and_the_thesis_are_named_wherever_a_score_is_seen(done
 
 
 def test_another_request_stands_beside_the_first_and_shares_what_is_kept(
-    done: Done, analyze: Callable[..., int]
+    done: Any, analyze: Callable[..., int]
 ) -> None:
     def kept() -> dict[Path, int]:
         return {path: path.stat().st_mtime_ns for path in done.out.rglob("*.npz")}

@@ -1,9 +1,7 @@
-"""``dogmed analyze scale``: requests that cannot be met, that are settled first, and that are stopped."""
+"""``dogmed analyze scale``: requests that cannot be met, and what is settled first."""
 
 from __future__ import annotations
 
-import os
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -165,33 +163,3 @@ def test_what_is_tried_once_is_told(
     assert f"note: {same} is the same model as {path}; it is tried once" in told
     assert f"note: {path} is given twice; it is tried once" in told
     assert "×0.51 makes 14 px, as ×0.5 does, and is left out" in told
-
-
-def test_a_stopped_analysis_goes_on(
-    scale: Callable[..., int],
-    make_weights: Callable[..., Path],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    words = (make_weights(), "--resolutions", 28, 30, "--fit", "resize", "--kernel-sizes", "5")
-    tell = Console.line
-
-    def then_interrupt(self: Console, text: str) -> None:
-        tell(self, text)
-        if " 3 of 8 " in text:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(Console, "line", then_interrupt)
-        assert scale(*words) == 130
-    *_, stopped = capsys.readouterr().err.splitlines()
-    assert stopped == "dogmed: stopped with 3 of 8 points; the same command continues"
-    (folder,) = (tmp_path / "out").rglob("predictions")
-    before = {file.name: file.stat().st_mtime_ns for file in folder.iterdir()}
-    assert len(before) == 3 and not list((tmp_path / "out").rglob("scale.json"))
-    assert scale(*words) == 0
-    after = {file.name: file.stat().st_mtime_ns for file in folder.iterdir()}
-    assert len(after) == 8 and before.items() <= after.items()
-    assert scale(*words) == 0
-    assert {file.name: file.stat().st_mtime_ns for file in folder.iterdir()} == after
