@@ -216,7 +216,7 @@ def flags(cls: type) -> list[str]:
 
 
 def _as_flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
+    return "--" + name.rstrip("_").replace("_", "-")  # of ``class_``, see ``flags.called``
 
 
 def _lineage(name: str) -> dict[str, dict[str, Any]]:

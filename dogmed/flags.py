@@ -23,6 +23,13 @@ _KINDS = {
 }  # tyro's names
 
 
+def called(name: str) -> Any:
+    """What the flag of a field is called whose own name has an underscore behind, as ``class_``."""
+    import tyro
+
+    return tyro.conf.arg(name=name)
+
+
 def take_config_flag(argv: Sequence[str]) -> tuple[list[str], str | None]:
     """Split ``--config FILE`` off; returns the other words, and the file or None.
 

@@ -7,11 +7,12 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from dogmed.config import configclass, recipe
 from dogmed.console import count
 from dogmed.errors import ConfigError, DataError, nearest
+from dogmed.flags import called
 
 if TYPE_CHECKING:  # PyTorch: not for --help
     from dogmed.inference.classifier import Classifier
@@ -23,6 +24,7 @@ SOME_FAILED = 3
 """The exit code where some images could not be read."""
 NUMBERS, PAGE = "explain.json", "explain.html"
 LONGEST = 60  # characters of an image's name in that of its picture
+NAMED = 20  # classes, where one is given that there is not
 
 
 @configclass
@@ -34,7 +36,7 @@ class ExplainConfig:
     of an MLflow run), then image files or folders of them; may come first, without --inputs."""
     out: Path = Path("explained")
     """Folder for the pictures, explain.html and explain.json; it must be new, empty, or of the same command."""
-    class_name: str | None = None
+    class_: Annotated[str | None, called("class")] = None
     """The class that is explained; None is the one decided for, of a multi-label task every label decided for."""
     layer: str | None = None
     """Whose maps are shown; None is the last before pooling whose maps have more than a cell."""
@@ -69,7 +71,7 @@ def command(**options: Any) -> int:
     from dogmed.inference.explain_maps import Explainer
 
     classifier = load(name, device=config.device, weights_dir=config.weights_dir, out=config.runs)
-    label = None if config.class_name is None else _label(classifier, config.class_name)
+    label = None if config.class_ is None else _label(classifier, config.class_)
     explainer = Explainer(classifier, config.layer)
     request = _request(classifier, found.files, config)
     out = config.out.expanduser()
@@ -89,10 +91,11 @@ def command(**options: Any) -> int:
 
 def _label(classifier: Classifier, name: str) -> int:
     if name not in classifier.classes:
-        known = (
-            nearest(name, classifier.classes) or f": it has {', '.join(classifier.classes[:20])}"
+        there = "; ".join(classifier.classes[:NAMED]) + "; ..." * (len(classifier.classes) > NAMED)
+        raise ConfigError(
+            f"--class {name}: {classifier.task} has no such class{nearest(name, classifier.classes)}; there are "
+            f"{there}"
         )
-        raise ConfigError(f"--class-name {name}: {classifier.task} has no such class{known}")
     return classifier.classes.index(name)
 
 
@@ -104,7 +107,7 @@ def _request(
         "model": classifier.trained.title,
         "sha256": classifier.trained.record.sha256,
         "files": [_shown(file.absolute()) for file in files],
-        "class": config.class_name,
+        "class": config.class_,
         "layer": config.layer,
     }
 

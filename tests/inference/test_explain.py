@@ -117,18 +117,18 @@ def test_the_same_request_is_answered_again_and_another_elsewhere(
     written: Written, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     image, out = written.images / "a.png", tmp_path / "out"
-    assert explain(run, image, "--class-name", "2", "--layer", "stages.1", "--out", out) == 0
+    assert explain(run, image, "--class", "2", "--layer", "stages.1", "--out", out) == 0
     (row,) = json.loads((out / "explain.json").read_text())["explanations"]
     assert (row["class"], row["layer"], row["cells"]) == ("2", "stages.1", 4)
     assert ("not predicted" in capsys.readouterr().out) != row["decided"]
     before = {path: path.read_bytes() for path in out.iterdir()}
-    assert explain(run, image, "--class-name", "2", "--layer", "stages.1", "--out", out) == 0
+    assert explain(run, image, "--class", "2", "--layer", "stages.1", "--out", out) == 0
     assert {path: path.read_bytes() for path in out.iterdir()} == before
     capsys.readouterr()
     for words, other in (
-        ([image, "--class-name", "2"], "other layer"),
-        ([image, "--class-name", "1"], "other class, layer"),
-        ([written.images / "wide.png", "--class-name=2", "--layer=stages.1"], "other files"),
+        ([image, "--class", "2"], "other layer"),
+        ([image, "--class", "1"], "other class, layer"),
+        ([written.images / "wide.png", "--class=2", "--layer=stages.1"], "other files"),
     ):
         assert explain(run, *words, "--out", out) == 2
         error = capsys.readouterr().err
@@ -143,7 +143,7 @@ def test_the_same_request_is_answered_again_and_another_elsewhere(
         (["nowhere.png"], "there is no file or folder nowhere.png"),
         (["a.png", "--layer", "stage.1"], "did you mean 'stages.1'"),
         (["a.png", "--layer", "stages.3"], "gives (1, 32, 1, 1), expected square maps"),
-        (["a.png", "--class-name", "cyst"], "has no such class: it has 0, 1, 2"),
+        (["a.png", "--class", "cyst"], "--class cyst: hues has no such class; there are 0; 1; 2"),
         (["a.png", "--out", "a.png"], "is not a folder"),
         (["a.png", "--out", "."], "has files that are no explanations"),
         (["empty.png"], "no image could be read"),
@@ -176,4 +176,4 @@ def test_help_names_the_flags(capsys: pytest.CaptureFixture[str]) -> None:
         cli.main(["explain", "--help"])
     assert stop.value.code == 0
     said: Callable[[str], bool] = capsys.readouterr().out.__contains__
-    assert all(map(said, ("MODEL IMAGE", "--class-name", "--layer", "--out")))
+    assert all(map(said, ("MODEL IMAGE", "--class {None}|STR", "--layer", "--out")))
