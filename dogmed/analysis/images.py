@@ -309,8 +309,8 @@ def refuse_other_classes(trained: Trained, task: Task) -> None:
     mend = "give the task it was trained on"
     if record.recipe != "finetune":
         mend = (
-            f"it was pretrained on {seen.name}: give --imagenet FOLDER, or fine-tune it first: "
-            f"dogmed finetune --task {task.name} --model {record.model} --init {trained.path}"
+            f"it was pretrained on {seen.name}: fine-tune it first (dogmed finetune --task {task.name} --model "
+            f"{record.model} --init {trained.path}), or analyze it with --imagenet FOLDER"
         )
     raise DataError(
         f"{trained.title} tells {_some(seen.classes)} ({seen.kind or 'of no known kind'}) apart, and "

@@ -8,14 +8,13 @@ severities each, made on the fly of the test split; and images of lowered resolu
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from annotated_types import Ge, Le
 
 from dogmed.analysis.subject import (
     Listed,
-    SubjectConfig,
+    TaskConfig,
     open_evaluations,
     open_models,
     read_whole_numbers,
@@ -25,7 +24,6 @@ from dogmed.analysis.subject import (
     settle_resamples,
 )
 from dogmed.config import configclass
-from dogmed.errors import ConfigError
 
 if TYPE_CHECKING:  # PyTorch: not for --help
     from dogmed.analysis.evaluation import Points
@@ -40,11 +38,9 @@ LARGEST_SEED = 2**63
 
 
 @configclass
-class StressConfig(SubjectConfig):
+class StressConfig(TaskConfig):
     """Score trained models on corrupted images of the test split."""
 
-    imagenet: Path | None = None
-    """Not for this command: what is corrupted are the images of a task."""
     workers: Annotated[int, Ge(1), Le(1024)] | None = None
     """Threads that corrupt images; None takes as many as there are cores. No influence on the result."""
     corruptions: tuple[str, ...] = ()
@@ -65,10 +61,6 @@ def command(**options: Any) -> None:
     config = StressConfig(**options)
     sides = read_whole_numbers("--resolution", config.resolution, 1, LARGEST_SIDE)
     refuse_no_model(config.models)
-    if config.imagenet is not None:
-        raise ConfigError(
-            f"--imagenet {config.imagenet}: dogmed stress corrupts the images of a task; give --task"
-        )
     from dogmed.analysis.stress_sets import refuse_unknown
 
     refuse_unknown(config.corruptions)

@@ -56,19 +56,19 @@ class Subject:
         """Choose the corruptions and the resolutions.
 
         Raises:
-            ConfigError: a resolution that is none lower, or nothing that is named can be done to grey images.
+            ConfigError: a resolution is none that is lower, or nothing that is named can be done to grey images.
         """
         images = evaluation.images
         assert isinstance(images, TaskImages)
         colour = images.prepared.task.channels == 3
         corruptions = chosen(benchmark_of(images), config.corruptions, colour=colour)
         sides = [int(side) for side in config.resolution]
-        lowered = resolutions(sides or RESOLUTIONS, images.size)
-        if config.resolution and not lowered:
+        if sides and max(sides) >= images.size:
             raise ConfigError(
-                f"--resolution {' '.join(map(str, config.resolution))}: {title} was trained at {images.size} "
-                "px; give smaller ones"
+                f"--resolution {max(sides)}: {title} was trained at {images.size} px: give sides from 1 to "
+                f"{images.size - 1}"
             )
+        lowered = resolutions(sides or RESOLUTIONS, images.size)
         notes = []
         if images.size != PUBLISHED_SIZE:
             notes.append(

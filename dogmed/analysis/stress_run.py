@@ -36,17 +36,22 @@ def keep_in_run(told: Told, reference: Reference | None, *, whole: bool) -> str 
     folder = RunFolder(root)
     try:
         with folder.lock():
-            result = json.loads(folder.result.read_text())
+            result = json.loads(folder.result.read_text(), parse_constant=_refuse)
             why = _foreign(told, result, whole)
             if why is not None:
                 return f"note: {folder.result} is left as it is: {why}"
             result[SECTION] = _section(told, reference)
-            write_atomic(folder.result, json.dumps(result, indent=2) + "\n")
+            text = json.dumps(result, indent=2, allow_nan=False)
+            write_atomic(folder.result, text + "\n")
     except json.JSONDecodeError as error:
         return f"note: {folder.result} is damaged ({error}) and left as it is, without the summary"
     except (OSError, ValueError, ConfigError) as error:
         return f"note: {folder.result} could not be given the summary ({reason(error)})"
     return f"summary in {folder.result}, under {SECTION}"
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"it holds {constant}, which is no JSON")
 
 
 def _run_of(weights: Path) -> Path | None:

@@ -32,7 +32,8 @@ class ModelsConfig:
     """Trained models, and where what is found out about them goes."""
 
     models: tuple[str, ...] = ()
-    """MODEL.RECIPE or RECIPE of dogmed weights list, .safetensors files, or folders of finished runs."""
+    """MODEL.RECIPE or RECIPE of dogmed weights list, .safetensors files, or folders of finished runs or exports to
+    timm."""
     weights_dir: Path | None = None
     """Where named weights are found; None is the user's data folder."""
     out: Path = field(default_factory=lambda: Path(recipe("finetune/default")["out"]))
@@ -42,13 +43,11 @@ class ModelsConfig:
 
 
 @configclass
-class SubjectConfig(ModelsConfig):
-    """Trained models and the images that they are tried on."""
+class TaskConfig(ModelsConfig):
+    """Trained models and the task that they are tried on."""
 
     task: str | None = None
     """Official task, an .npz with its six keys, or a folder train|val|test/<class>/*; None: the models' own."""
-    imagenet: Path | None = None
-    """Folder as dogmed pretrain --data takes it, whose val is classified, in place of a task."""
     data: Literal["official", "synthetic"] | None = None
     """Official files, or generated ones in their form; None: what the models were trained on."""
     data_dir: Path | None = None
@@ -61,11 +60,19 @@ class SubjectConfig(ModelsConfig):
     """auto, cpu, cuda or cuda:N."""
     batch_size: Count = 128
     """Images at once; no influence on the result beyond rounding."""
-    workers: Annotated[int, Ge(0), Le(1024)] | None = None
-    """Processes that decode ImageNet; None takes as many as there are cores."""
     resamples: Count | None = None
     """Bootstrap resamples behind intervals and p-values; None: 1000, or as many more as Holm's adjustment
     needs."""
+
+
+@configclass
+class SubjectConfig(TaskConfig):
+    """Trained models and the images that they are tried on: a task's, or ImageNet's."""
+
+    imagenet: Path | None = None
+    """Folder as dogmed pretrain --data takes it, whose val is classified, in place of a task."""
+    workers: Annotated[int, Ge(0), Le(1024)] | None = None
+    """Processes that decode ImageNet; None takes as many as there are cores."""
 
 
 def refuse_no_model(names: Sequence[str]) -> None:
@@ -172,7 +179,7 @@ def refuse_unusable(out: Path) -> None:
                 folder.rmdir()
 
 
-def open_images(config: SubjectConfig, trained: Trained, progress: Progress) -> Images:
+def open_images(config: TaskConfig, trained: Trained, progress: Progress) -> Images:
     """Have the images ready that ``trained`` is tried on, and make sure that they are of its classes.
 
     Without a task it is the official one that the model was trained on, at the size and from the files
@@ -184,7 +191,7 @@ def open_images(config: SubjectConfig, trained: Trained, progress: Progress) -> 
     """
     from dogmed.analysis.images import ImageNetVal, TaskImages
 
-    if config.imagenet is not None:
+    if isinstance(config, SubjectConfig) and config.imagenet is not None:
         if config.task is not None:
             raise ConfigError(f"--task {config.task} and --imagenet {config.imagenet}: give one")
         return ImageNetVal.open(
@@ -201,25 +208,26 @@ def open_images(config: SubjectConfig, trained: Trained, progress: Progress) -> 
     )
 
 
-def _task_of(config: SubjectConfig, trained: Trained) -> str:
+def _task_of(config: TaskConfig, trained: Trained) -> str:
     """The task that was asked for, or the official one that the model was trained on."""
     from dogmed.data.tasks import official_tasks
 
     name = trained.record.data.name
     if config.task is None and name not in official_tasks():
+        imagenet = ", or --imagenet FOLDER" if isinstance(config, SubjectConfig) else ""
         raise ConfigError(
             f"{trained.title} was trained on '{name}', which is no official task: give "
-            "--task FILE.npz (or a folder), or --imagenet FOLDER"
+            f"--task FILE.npz (or a folder){imagenet}"
         )
     return config.task or name
 
 
-def _refuse_several_tasks(config: SubjectConfig, models: Sequence[Trained]) -> None:
+def _refuse_several_tasks(config: TaskConfig, models: Sequence[Trained]) -> None:
     """Find models that cannot be tried on the same images before any are fetched."""
     from dogmed.analysis.images import refuse_other_classes
     from dogmed.data.tasks import official_tasks
 
-    if config.imagenet is not None:
+    if isinstance(config, SubjectConfig) and config.imagenet is not None:
         return
     first = models[0]
     for trained in models:
@@ -236,7 +244,7 @@ def _refuse_several_tasks(config: SubjectConfig, models: Sequence[Trained]) -> N
 
 
 def open_evaluations(
-    config: SubjectConfig, what: str, models: Sequence[Trained], console: Console, points: Points
+    config: TaskConfig, what: str, models: Sequence[Trained], console: Console, points: Points
 ) -> Iterator[tuple[str, Evaluation]]:
     """Have the models' images ready, one model after another, with a title that is no other's.
 
@@ -314,7 +322,7 @@ def settle_resamples(
         )
 
 
-def params_of(config: SubjectConfig) -> dict[str, Any]:
+def params_of(config: TaskConfig) -> dict[str, Any]:
     """The options that decide the result."""
     left_out = ("out", "tracking", "device", "workers", "batch_size", "cache_dir", "weights_dir")
     return {name: value for name, value in to_dict(config).items() if name not in left_out}

@@ -61,7 +61,7 @@ def settle(cache_dir: Path, tmp_path: Path) -> Callable[..., list[Subject]]:
         (["{published}", "--task", "octmnist"], "and octmnist has 4 classes"),
         (
             ["{pretrained}", "--task", "breastmnist"],
-            "give --imagenet FOLDER, or fine-tune it first: ",
+            "fine-tune it first (dogmed finetune ",
         ),
         (["{dog}", "--fit", "stretch"], "--fit"),
         (["{dog}", "--resolution", "28"], "(did you mean '--resolutions'?)"),

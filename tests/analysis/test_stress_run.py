@@ -94,6 +94,20 @@ def test_a_run_that_is_busy_or_of_other_images_keeps_its_result(
     assert folder.result.read_bytes() == before
 
 
+def test_a_result_that_holds_nan_is_damaged(
+    run: Callable[..., FinetuneFolder],
+    cache_dir: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = run()
+    folder.result.write_text(folder.result.read_text().replace("null", "NaN"))
+    before = folder.result.read_bytes()
+    assert stress(tmp_path / "out", cache_dir, folder.root, *USUAL) == 0
+    assert "given the summary (it holds NaN, which is no JSON)" in capsys.readouterr().out
+    assert folder.result.read_bytes() == before
+
+
 def test_it_is_a_run_of_mlflow_with_its_files(
     make_weights: Callable[..., Path],
     cache_dir: Path,
