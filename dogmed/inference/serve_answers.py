@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import itertools
 import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import PurePath
 from typing import Any
 
 from dogmed.errors import ConfigError, DataError, nearest, printable
 from dogmed.inference.classifier import Classifier, Predictions
 from dogmed.inference.explain_maps import Explainer, Explanation
-from dogmed.inference.pictures import MAX_PAGES, Picture
+from dogmed.inference.pictures import Picture
 
 
 class Answers:
@@ -63,21 +62,36 @@ class Answers:
             notes.append("it was trained on SYNTHETIC images, and says nothing about real ones")
         return notes
 
-    def read(self, content: bytes, name: str, pages: int = MAX_PAGES) -> list[Picture]:
-        """Decode an upload: its first ``pages`` images.
+    def read(self, content: bytes, name: str) -> Iterator[Picture]:
+        """Decode an upload, as ``Classifier.read``.
 
         Raises:
             DataError: it is no image that can be classified.
         """
-        shown = printable(PurePath(name).name) or "upload"
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's, of what is decided in ``read``
-            return list(itertools.islice(self.classifier.read(content, shown), pages))
+            yield from self.classifier.read(content, shown(name))
 
-    def classify(self, pictures: Sequence[Picture], *, raw: bool = False) -> Predictions:
-        """As ``Classifier.classify``."""
+    def predict(
+        self,
+        uploads: Sequence[tuple[str, bytes]],
+        *,
+        raw: bool = False,
+        on_error: Callable[[str, DataError], object] | None = None,
+    ) -> Predictions:
+        """Classify uploads (name, content), as ``Classifier.predict``.
+
+        Raises:
+            DataError: none could be read; without ``on_error``, one could not.
+        """
+        contents, names = [content for _, content in uploads], [shown(name) for name, _ in uploads]
         with self._lock:
-            return self.classifier.classify(pictures, raw=raw)
+            return self.classifier.predict(contents, names=names, raw=raw, on_error=on_error)
+
+    def classify(self, picture: Picture) -> Predictions:
+        """Classify one picture."""
+        with self._lock:
+            return self.classifier.classify([picture])
 
     def explain(self, picture: Picture, label: int | None = None) -> list[Explanation]:
         """As ``Explainer.explain``.
@@ -100,6 +114,11 @@ class Answers:
                 f"no class {name}{nearest(name, classes)}: it has {', '.join(classes[:20])}"
             )
         return classes.index(name)
+
+
+def shown(name: str) -> str:
+    """The name of an upload, without folders and control characters."""
+    return printable(PurePath(name).name) or "upload"
 
 
 def rows(predicted: Predictions) -> list[dict[str, Any]]:

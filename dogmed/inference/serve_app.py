@@ -13,6 +13,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Mapping
+from itertools import chain
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -67,6 +68,10 @@ def make_app(answers: Answers, *, max_bytes: int, address: str, local: bool) -> 
     """
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
 
+    @app.exception_handler(HTTPException)
+    async def tell(request: Request, error: HTTPException) -> JSONResponse:
+        return _refused(error.status_code, str(error.detail))
+
     @app.get("/model")
     def model() -> dict[str, Any]:
         return _facts(answers)
@@ -78,8 +83,6 @@ def make_app(answers: Answers, *, max_bytes: int, address: str, local: bool) -> 
             form = await request.form(max_files=MAX_IMAGES, max_fields=8)
         except DogmedError as error:
             return _refused(400, str(error))
-        except HTTPException as error:
-            return _refused(error.status_code, str(error.detail))
         files = [entry for _, entry in form.multi_items() if isinstance(entry, UploadFile)]
         if not files:
             return _refused(400, "no file in the form: curl -F image=@scan.png")
@@ -136,7 +139,7 @@ class Gate:
             return
         headers = Headers(scope=scope)
         most = self.max_bytes if scope["path"] == "/predict" else self.max_encoded
-        refused = self._refuse(scope["path"], headers, most)
+        refused = self._refuse(scope, headers, most)
         if refused is not None:
             await refused(scope, receive, send)
             return
@@ -152,8 +155,8 @@ class Gate:
 
         await self.app(scope, counted, send)
 
-    def _refuse(self, path: str, headers: Headers, most: int) -> JSONResponse | None:
-        host = headers.get("host", "")
+    def _refuse(self, scope: Scope, headers: Headers, most: int) -> JSONResponse | None:
+        path, host = scope["path"], headers.get("host", "")
         name = urlsplit(f"//{host}").hostname
         if self.hosts is not None and name not in self.hosts:
             return _refused(403, f"this server is for {', '.join(filter(None, self.hosts))} only")
@@ -163,6 +166,8 @@ class Gate:
         known = path in OPEN or path.startswith(OPEN_BELOW + GRADIO)
         if not known or ".." in path.split("/"):
             return _refused(404, f"nothing here at {printable(path)}")
+        if path == "/predict" and scope["method"] != "POST":
+            return _refused(405, "POST a form: curl -F image=@scan.png")
         length = headers.get("content-length", "0")
         if not length.isdigit() or int(length) > most:
             return _refused(413, _too_large(most))
@@ -190,6 +195,8 @@ def _options(answers: Answers, given: Mapping[str, str]) -> dict[str, Any]:
     if options["overlay"]:
         answers.explainer  # noqa: B018 - raises where there is none
     label = given.get("class")
+    if label is not None and not options["overlay"]:
+        raise ConfigError("class is for an overlay: overlay=true&class=NAME")
     options["label"] = None if label is None else answers.label(label)
     return options
 
@@ -197,21 +204,27 @@ def _options(answers: Answers, given: Mapping[str, str]) -> dict[str, Any]:
 def _predict(
     answers: Answers, uploads: list[tuple[str, bytes]], options: Mapping[str, Any]
 ) -> JSONResponse:
-    pictures, unread = list[Picture](), list[dict[str, str]]()
-    for name, content in uploads:
-        try:
-            pictures += answers.read(content, name)
-        except DataError as error:
-            unread.append({"file": printable(name), "error": printable(str(error))})
-    told: list[dict[str, Any]] = []
-    if pictures:
-        predicted = answers.classify(pictures, raw=options["raw"])
-        told = rows(predicted)
-        if options["overlay"]:
-            for row, picture in zip(told, pictures, strict=True):
-                row["overlays"] = _overlays(answers, picture, options["label"])
-    body = {"model": _name(answers), "predictions": told, "not_read": unread}
-    return JSONResponse(body, 200 if told else 422)
+    body: dict[str, Any] = {"model": _name(answers), "predictions": [], "not_read": []}
+
+    def note(name: str, error: DataError) -> None:
+        body["not_read"].append({"file": name, "error": printable(str(error))})
+
+    try:
+        body["predictions"] = rows(answers.predict(uploads, raw=options["raw"], on_error=note))
+    except DataError:
+        return JSONResponse(body, 422)
+    if options["overlay"]:
+        pictures = chain.from_iterable(_readable(answers, *upload) for upload in uploads)
+        for row, picture in zip(body["predictions"], pictures, strict=True):
+            row["overlays"] = _overlays(answers, picture, options["label"])
+    return JSONResponse(body)
+
+
+def _readable(answers: Answers, name: str, content: bytes) -> list[Picture]:
+    try:
+        return list(answers.read(content, name))
+    except DataError:  # told already
+        return []
 
 
 def _overlays(answers: Answers, picture: Picture, label: int | None) -> list[dict[str, Any]]:

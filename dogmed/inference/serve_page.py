@@ -7,8 +7,8 @@ Gradio's own uploads, which are files, are not used.
 from __future__ import annotations
 
 import base64
-import binascii
 from html import escape
+from itertools import islice
 from typing import Any
 
 import gradio as gr
@@ -124,8 +124,8 @@ def _answer(
     """Probabilities, and the figures as HTML."""
     if not upload:
         return None, ""
-    (picture, *more) = answers.read(_content(upload, max_bytes), str(upload["name"]), pages=2)
-    predicted = answers.classify([picture])
+    picture, *more = islice(answers.read(*_sent(upload, max_bytes)), 2)
+    predicted = answers.classify(picture)
     warnings = [predicted.warnings[0]] if predicted.warnings[0] else []
     if more:
         warnings.append("only its first page is shown")
@@ -137,19 +137,19 @@ def _answer(
     return probabilities, section(answers.explainer, Shown(picture, found, "; ".join(warnings)))
 
 
-def _content(upload: Any, max_bytes: int) -> bytes:
-    """The bytes of an upload as the page's script sends it.
+def _sent(upload: Any, max_bytes: int) -> tuple[bytes, str]:
+    """The content and the name of what the page's script sends.
 
     Raises:
         DataError: it is too large, or not what the script sends.
     """
     try:
-        content = base64.b64decode(upload["content"], validate=True)
-    except (KeyError, TypeError, ValueError, binascii.Error) as error:
+        content, name = base64.b64decode(upload["content"], validate=True), str(upload["name"])
+    except (KeyError, TypeError, ValueError) as error:
         raise DataError("the upload is damaged: drop the image again") from error
     if len(content) > max_bytes:
         raise DataError(f"the upload has {len(content) / 1e6:.1f} MB, at most {max_bytes / 1e6:g}")
-    return content
+    return content, name
 
 
 def _head(answers: Answers) -> str:

@@ -155,7 +155,8 @@ def test_what_cannot_be_read_stops_nothing(server: str, images: list[np.ndarray]
     [
         ({"overlays": "1"}, "no option overlays: there are raw, overlay, class"),
         ({"raw": "perhaps"}, "raw=perhaps: expected true or false"),
-        ({"class": "hue"}, "no class hue"),
+        ({"class": "hue", "overlay": "1"}, "no class hue"),
+        ({"class": "0"}, "class is for an overlay"),
     ],
 )
 def test_a_wrong_question_gets_one_line(
@@ -165,7 +166,26 @@ def test_a_wrong_question_gets_one_line(
     assert answer.status_code == 400 and words in answer.json()["error"]
 
 
+def test_a_tiff_of_many_pages(
+    server: str, classifier: Classifier, images: list[np.ndarray]
+) -> None:
+    """More than are classified at once; with the map of each."""
+    file, pages = io.BytesIO(), [Image.fromarray(image) for image in images] * 30
+    pages[0].save(file, "TIFF", save_all=True, append_images=pages[1:])
+    plain = post(server, ("a.tif", file.getvalue())).json()["predictions"]
+    assert [row["file"] for row in plain] == [f"a.tif[{k}]" for k in range(90)]
+    file = io.BytesIO()
+    pages[0].save(file, "TIFF", save_all=True, append_images=pages[1:3])
+    mapped = post(server, ("bad", b"x"), ("a.tif", file.getvalue()), overlay="1").json()
+    assert [row["overlays"][0]["class"] for row in mapped["predictions"]] == [
+        row["predicted"][0] for row in plain[:3]
+    ]
+    assert len(mapped["not_read"]) == 1
+
+
 def test_a_form_without_a_file(server: str) -> None:
+    answer = requests.get(f"{server}/predict", timeout=60)
+    assert answer.status_code == 405 and "POST a form" in answer.json()["error"]
     answer = requests.post(f"{server}/predict", data={"image": "x"}, timeout=60)
     assert answer.status_code == 400 and "no file in the form" in answer.json()["error"]
     answer = requests.post(f"{server}/predict", json={"image": "x"}, timeout=60)
