@@ -62,6 +62,12 @@ class World:
         dist.all_gather_object(values, value)
         return values
 
+    def share_buffers(self, model: torch.nn.Module) -> None:
+        """Give every process the main one's running statistics, which differ between processes."""
+        if self.size > 1:
+            for buffer in model.buffers():
+                dist.broadcast(buffer, src=0)
+
     def any(self, flag: bool) -> bool:
         """Whether any process raises ``flag``."""
         if self.size == 1:

@@ -12,6 +12,7 @@ from dogmed.config import configclass, recipe
 from dogmed.errors import ConfigError
 
 if TYPE_CHECKING:  # PyTorch: not for --help
+    import torch
     from torch import nn
 
     from dogmed.models.scaling import BatchScale
@@ -49,6 +50,37 @@ class OptimConfig:
     """Learning rate at the end of the cosine."""
     clip_grad: Annotated[float, Gt(0)] | None
     """Largest gradient norm; None does not clip."""
+
+
+def open_optimizer(
+    model: nn.Module, options: OptimConfig, peak: float, epochs: int, steps: int
+) -> tuple[torch.optim.Optimizer, Any]:
+    """Optimizer and per-step schedule over a whole training.
+
+    Args:
+        model: that is to be trained.
+        options: all but the peak and what is clipped.
+        peak: learning rate.
+        epochs: of the training.
+        steps: of the optimizer, an epoch.
+
+    Raises:
+        ConfigError: there is no such optimizer, or it cannot take an option.
+    """
+    from dogmed import optim
+
+    return optim.build(
+        model,
+        name=options.name,
+        peak=peak,
+        weight_decay=options.weight_decay,
+        betas=options.betas,
+        schedule=options.schedule,
+        epochs=epochs,
+        steps=steps,
+        warmup_epochs=options.warmup_epochs,
+        min_lr=options.min_lr,
+    )
 
 
 @configclass

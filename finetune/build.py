@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -19,11 +19,12 @@ from dogmed.distributed import World
 from dogmed.errors import ConfigError, DataError
 from dogmed.finetune.config import FinetuneConfig, data_options
 from dogmed.models import GaussDerResNet, build_model
+from dogmed.models.compiling import compile_or_fall_back
 from dogmed.models.cost import count_macs
 from dogmed.models.loading import Loaded
 from dogmed.models.scaling import BatchScale
 from dogmed.objective import Objective
-from dogmed.options import net_options, open_scale
+from dogmed.options import net_options, open_optimizer, open_scale
 
 
 @dataclass(frozen=True)
@@ -164,19 +165,7 @@ def build_optimizer(
     config: FinetuneConfig, model: nn.Module, steps: int
 ) -> tuple[torch.optim.Optimizer, Any]:
     """Optimizer and per-step schedule over ``steps`` steps an epoch."""
-    options = config.optim
-    return optim.build(
-        model,
-        name=options.name,
-        peak=peak_lr(config),
-        weight_decay=options.weight_decay,
-        betas=options.betas,
-        schedule=options.schedule,
-        epochs=config.epochs,
-        steps=steps,
-        warmup_epochs=options.warmup_epochs,
-        min_lr=options.min_lr,
-    )
+    return open_optimizer(model, config.optim, peak_lr(config), config.epochs, steps)
 
 
 def peak_lr(config: FinetuneConfig) -> float:
@@ -210,3 +199,21 @@ def refuse_lone_images(model: nn.Module, batch_size: int, processes: int) -> Non
             f"--batch-size {batch_size} leaves a single image to a process, and this model has batch "
             f"normalisation: give --batch-size {2 * processes} or more"
         )
+
+
+def compiled(
+    config: FinetuneConfig,
+    model: nn.Module,
+    train: Batches,
+    world: World,
+    say: Callable[[str], None],
+) -> nn.Module:
+    """What whole images go through: the model, compiled where that is wanted and works."""
+    if config.compile == "off" or (config.compile == "auto" and world.device.type == "cpu"):
+        return model
+    example = next(iter(train))["image"]
+    left = len(train.index) % train.batch_size
+    rest = -(-(left - world.rank) // world.size)  # this process's share of a smaller last batch
+    last = rest and len(train) > len(train.index) // train.batch_size
+    sizes = [len(example), rest] if last else [len(example)]
+    return compile_or_fall_back(model, example, sizes, say)

@@ -290,9 +290,7 @@ class Loop:
             TrainingError: an output is not finite.
         """
         device = self.world.device
-        if self.world.size > 1:  # running statistics differ between processes; the main one's count
-            for buffer in self.model.buffers():
-                torch.distributed.broadcast(buffer, src=0)
+        self.world.share_buffers(self.model)
         evaluator = SupervisedEvaluator(
             device=device,
             val_data_loader=batches,

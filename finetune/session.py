@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
 
 from dogmed import checkpoint, optim, tracking
 from dogmed import config as configuration
@@ -18,7 +17,6 @@ from dogmed.finetune.config import FinetuneConfig
 from dogmed.finetune.folder import FinetuneFolder
 from dogmed.finetune.loop import Loop, LoopSettings
 from dogmed.finetune.trial import SPLITS, HopelessError, Trial
-from dogmed.models.compiling import compile_or_fall_back
 from dogmed.models.cost import count_parameters, describe_cost
 from dogmed.models.weights import WeightsRecord, save_weights
 from dogmed.objective import Objective
@@ -112,7 +110,7 @@ class Session:
         self.facts = provenance(world.device, LIBRARIES)
         self.loop = Loop(
             self.model,
-            self._compiled(),
+            build.compiled(config, self.model, self.batches["train"], world, self.console.line),
             optimizer,
             scheduler,
             self.objective,
@@ -129,17 +127,6 @@ class Session:
         self._introduce(optimizer)
         if world.rank > 0:  # drop path must differ between processes
             torch.manual_seed(config.seed + world.rank)
-
-    def _compiled(self) -> nn.Module:
-        """What the training step calls: the model, compiled where that is wanted and works."""
-        wanted, train = self.config.compile, self.batches["train"]
-        if wanted == "off" or (wanted == "auto" and self.world.device.type == "cpu"):
-            return self.model
-        example = next(iter(train))["image"]
-        rest = -(-(len(train.index) % train.batch_size - self.world.rank) // self.world.size)
-        sizes = [len(example), *([rest] if rest and len(train) > len(train.index) // train.batch_size
-                                 else [])]  # fmt: skip
-        return compile_or_fall_back(self.model, example, sizes, self.console.line)
 
     def _introduce(self, optimizer: torch.optim.Optimizer) -> None:
         task, prepared, train = self.task, self.prepared, self.batches["train"]

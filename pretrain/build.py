@@ -22,7 +22,7 @@ from dogmed.models import build_model
 from dogmed.models.compiling import compile_or_fall_back
 from dogmed.models.cost import count_macs
 from dogmed.models.scaling import BatchScale
-from dogmed.options import net_options, open_scale
+from dogmed.options import net_options, open_optimizer, open_scale
 from dogmed.pretrain import subset
 from dogmed.pretrain.config import PretrainConfig
 from dogmed.pretrain.images import ImageSet
@@ -197,19 +197,7 @@ def build_optimizer(
     config: PretrainConfig, model: nn.Module, steps: int
 ) -> tuple[torch.optim.Optimizer, Any]:
     """Optimizer and per-step schedule over ``steps`` steps an epoch."""
-    options = config.optim
-    return optim.build(
-        model,
-        name=options.name,
-        peak=peak_lr(config),
-        weight_decay=options.weight_decay,
-        betas=options.betas,
-        schedule=options.schedule,
-        epochs=config.epochs,
-        steps=steps,
-        warmup_epochs=options.warmup_epochs,
-        min_lr=options.min_lr,
-    )
+    return open_optimizer(model, config.optim, peak_lr(config), config.epochs, steps)
 
 
 def peak_lr(config: PretrainConfig) -> float:

@@ -287,7 +287,7 @@ class Loop:
         Raises:
             TrainingError: an output is not finite, or val has no readable image.
         """
-        self._share_buffers(model)
+        self.world.share_buffers(model)
         sums = torch.zeros(4, dtype=torch.float64, device=self.world.device)
         model.eval()
         self.val_batches.set_epoch(0)
@@ -308,12 +308,6 @@ class Loop:
                 else "val has no readable image"
             )
         return {"loss": loss / count, "acc1": first / count, "acc5": fifth / count}
-
-    def _share_buffers(self, model: nn.Module) -> None:
-        """Give every process the main one's running statistics."""
-        if self.world.size > 1:
-            for buffer in model.buffers():
-                torch.distributed.broadcast(buffer, src=0)
 
     # ---- state --------------------------------------------------------------------------------
 

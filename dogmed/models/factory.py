@@ -235,7 +235,7 @@ def _from_hub(repository: str) -> _Found:
         config = json.loads(config_path.read_text(encoding="utf-8"))
         trained = config["architecture"]
         cfg = config.get("pretrained_cfg", config)
-        data = _data_of(cfg)
+        data = DataRecord.of_timm(cfg, cfg.get("tag") or "unknown")
     except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         raise WeightsError(f"{source} has no config.json in timm's form: {error!r}") from error
     state, record, sha256 = read_weights(path)
@@ -283,22 +283,9 @@ def _from_timm(name: str, tag: str, in_chans: int, options: dict[str, Any]) -> _
         sha256,
         architecture(reference),
         cfg.get("license"),
-        _data_of(cfg),
+        DataRecord.of_timm(cfg, cfg.get("tag") or "unknown"),
         record,
         notes,
-    )
-
-
-def _data_of(cfg: Mapping[str, Any]) -> DataRecord:
-    """What timm's configuration says of the images its weights were trained on."""
-    return DataRecord(
-        name=cfg.get("tag") or "unknown",
-        size=cfg["input_size"][-1],
-        source_size=None,
-        interpolation=cfg["interpolation"],
-        mean=tuple(cfg["mean"]),
-        std=tuple(cfg["std"]),
-        licence=None,
     )
 
 

@@ -149,16 +149,7 @@ def _fit(
 def _describe(network: nn.Module, recipe: str, file: Path) -> WeightsRecord:
     """What the network and timm's configuration tell of weights that have no record."""
     cfg: Any = network.pretrained_cfg
-    data = DataRecord(
-        name="unknown",
-        size=cfg["input_size"][-1],
-        source_size=None,
-        interpolation=cfg["interpolation"],
-        mean=tuple(cfg["mean"]),
-        std=tuple(cfg["std"]),
-        licence=None,
-        crop_pct=cfg["crop_pct"],
-    )
+    data = dataclasses.replace(DataRecord.of_timm(cfg, "unknown"), crop_pct=cfg["crop_pct"])
     return WeightsRecord(
         model=cfg["architecture"],
         num_classes=int(getattr(network, "num_classes", 0)),

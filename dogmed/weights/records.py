@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -64,6 +65,19 @@ class DataRecord:
     """Shortest and longest side in pixels of any image before resizing."""
     pixels: dict[str, tuple[float, float]] = field(default_factory=dict)
     """Lowest and highest brightness, contrast and colour of an image (``dogmed.data.pixels``)."""
+
+    @classmethod
+    def of_timm(cls, cfg: Mapping[str, Any], name: str) -> DataRecord:
+        """What timm's configuration of a model says of the images its weights were trained on."""
+        return cls(
+            name=name,
+            size=cfg["input_size"][-1],
+            source_size=None,
+            interpolation=cfg["interpolation"],
+            mean=tuple(cfg["mean"]),
+            std=tuple(cfg["std"]),
+            licence=None,
+        )
 
 
 @dataclass(frozen=True)
