@@ -55,7 +55,7 @@ def refuse_unknown_flags(known: Sequence[str], argv: Sequence[str]) -> None:
     """Make sure that every flag is one of ``known``, or its negation.
 
     Raises:
-        ConfigError: one is not; the nearest is named.
+        ConfigError: one is not; the nearest is named, or how a file is that is called so.
     """
     negated = {re.sub(r"([^.-][^.]*)$", r"no-\1", flag) for flag in known}
     accepted = {*known, *negated, "--help"}
@@ -63,6 +63,10 @@ def refuse_unknown_flags(known: Sequence[str], argv: Sequence[str]) -> None:
         flag = _flag(word)
         if flag.startswith("--") and flag not in accepted:
             raise ConfigError(f"unknown option {word}" + suggest(flag, [*known, "--config"]))
+        if re.match(r"-(?!-|h$|\.?\d|inf|nan)", word):
+            raise ConfigError(
+                f"unknown option {word}: flags begin with --, a file of this name is ./{word}"
+            )
 
 
 def refuse_missing_flags(required: Sequence[str], argv: Sequence[str], prog: str) -> None:

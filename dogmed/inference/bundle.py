@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import importlib.metadata
 import json
+import logging
 import tempfile
 import warnings
 from pathlib import Path
@@ -30,6 +31,7 @@ from dogmed.weights.exporting import fold, why_not_plain
 
 CONFIG, METADATA, WEIGHTS = "configs/inference.json", "configs/metadata.json", "models/model.pt"
 PREDICTIONS = "predictions.csv"
+_MUTED = logging.getLogger("monai.data.nvimgcodec_pydicom_plugin")  # warns that it is not installed
 
 
 def write_bundle(classifier: Classifier, folder: Path, licence: str) -> None:
@@ -58,6 +60,7 @@ def run_bundle(folder: Path, pixels: np.ndarray) -> Tensor:
     """Let a bundle classify pictures (N, S, S, 3) uint8, from files of them: (N, classes)."""
     from monai.bundle import ConfigParser
 
+    _MUTED.setLevel(logging.ERROR)
     parser = ConfigParser()
     with tempfile.TemporaryDirectory() as scratch, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # MONAI's, that a bundle is code: this one is our own

@@ -61,10 +61,12 @@ def command(**options: Any) -> int:
         raise ConfigError(
             "which model, and which images? for example: dogmed explain RUN_FOLDER scan.png"
         )
-    from dogmed.inference.inputs import find_images
+    from dogmed.inference.inputs import find_images, refuse_swapped
 
     name, *words = config.inputs
-    found = find_images([Path(word).expanduser() for word in words])
+    paths = [Path(word).expanduser() for word in words]
+    refuse_swapped(name, paths)
+    found = find_images(paths)
     if found.passed_over:
         print(f"passed over in folders: {count(found.passed_over, 'file')} that are no images")
     from dogmed.inference.classifier import load

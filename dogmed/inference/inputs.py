@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dogmed.data.folder import SUFFIXES
-from dogmed.errors import DataError
+from dogmed.errors import ConfigError, DataError, WeightsError
 from dogmed.inference.pictures import is_dicom
+from dogmed.weights.records import SUFFIX, weights_file
 
 IMAGE_SUFFIXES = (*SUFFIXES, ".webp", ".gif", ".dcm", ".dicom")
 _STARTS = (
@@ -24,6 +25,22 @@ class Found:
     files: tuple[Path, ...]
     passed_over: int
     """Files in folders that are no images, by name and content."""
+
+
+def refuse_swapped(model: str, images: Sequence[Path]) -> None:
+    """Make sure that the model comes first.
+
+    Raises:
+        ConfigError: it is an image, or no model where one of the images is.
+    """
+    first = Path(model).expanduser()
+    if first.is_file() and (first.suffix.lower() == ".npz" or _is_image(first)):
+        raise ConfigError(f"the model comes first, then images: {model} is no model")
+    swapped = [path for path in images if _is_model(path)] if first.is_dir() else []
+    if swapped and not _is_model(first):
+        raise ConfigError(
+            f"the model comes first, then images: {model} is no model, and {swapped[0]} is one"
+        )
 
 
 def find_images(given: Sequence[Path]) -> Found:
@@ -67,6 +84,17 @@ def _below(folder: Path) -> Iterator[Path]:
 
 def _refuse(error: OSError) -> None:
     raise DataError(f"{error.filename} cannot be read: {error.strerror}") from error
+
+
+def _is_model(path: Path) -> bool:
+    """Whether a file or a folder is a model's."""
+    if not path.is_dir():
+        return path.suffix == SUFFIX
+    try:
+        weights_file(path)
+    except WeightsError:
+        return False
+    return True
 
 
 def _is_image(path: Path) -> bool:

@@ -71,6 +71,9 @@ def command(**options: object) -> int:
     paths = [Path(word).expanduser() for word in words]
     out = config.out.expanduser()
     _refuse_unwritable(out)
+    from dogmed.inference.inputs import refuse_swapped
+
+    refuse_swapped(name, paths)
     images, names, total = _open(paths, config.split, out)
     from dogmed.inference.classifier import load
 
