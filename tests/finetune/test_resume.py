@@ -21,7 +21,8 @@ from safetensors.torch import load_file
 from dogmed import checkpoint, cli
 from dogmed.options import scale_options
 
-FLAGS = ("--epochs=6", "--batch-size=32", "--net.drop-path=0.2", "--checkpoint.minutes=0.00001")
+FLAGS = ("--epochs=6", "--batch-size=32", "--net.drop-path=0.2")
+OFTEN = "--checkpoint.minutes=0.00001"
 TIMES = {"epoch_seconds", "images_per_second"}
 VARYING = {"seconds", "images_per_second", "peak_memory", "mlflow_run_id"}
 Words = Callable[..., list[str]]
@@ -65,11 +66,11 @@ def test_killed_and_continued_equals_undisturbed_to_the_bit(
     assert cli.main(words(whole, *FLAGS, "--tracking=off")) == 0
 
     tracked = words(broken, *FLAGS, "--tracking=mlflow")
-    killed = start_dogmed(tracked, tmp_path / "killed.log")
+    killed = start_dogmed([*tracked, OFTEN], tmp_path / "killed.log")
     signal_when_saved(killed, broken, signal.SIGKILL)
     said = (tmp_path / "killed.log").read_text()
     assert killed.exitcode == -signal.SIGKILL, said
-    stopped = start_dogmed(tracked, tmp_path / "stopped.log")
+    stopped = start_dogmed([*tracked, OFTEN], tmp_path / "stopped.log")
     signal_when_saved(stopped, broken, signal.SIGTERM)
     said = (tmp_path / "stopped.log").read_text()
     assert stopped.exitcode == 128 + signal.SIGTERM, said

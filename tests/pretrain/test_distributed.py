@@ -16,13 +16,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-FLAGS = (
-    "--epochs=6",
-    "--batch-size=5",
-    "--micro-batch=2",
-    "--net.drop-path=0",
-    "--checkpoint.minutes=1e-6",
-)
+FLAGS = ("--epochs=6", "--batch-size=5", "--micro-batch=2", "--net.drop-path=0")
+OFTEN = "--checkpoint.minutes=1e-6"
 OPTIONS = {"epochs": 6, "batch_size": 5, "micro_batch": 2, "net__drop_path": 0.0}
 TorchRun = Callable[..., subprocess.Popen]
 
@@ -68,7 +63,7 @@ def test_two_processes_equal_one_up_to_rounding(
 
 
 def test_a_killed_worker_costs_no_sample(torchrun: TorchRun, two: Path, tmp_path: Path) -> None:
-    process = torchrun(tmp_path, *FLAGS, restarts=1)
+    process = torchrun(tmp_path, *FLAGS, OFTEN, restarts=1)
     deadline = time.monotonic() + 120
     while not list(tmp_path.rglob("last.pt")) and time.monotonic() < deadline:
         assert process.poll() is None, process.communicate()[1]
@@ -95,7 +90,7 @@ def test_a_killed_worker_costs_no_sample(torchrun: TorchRun, two: Path, tmp_path
 def test_two_processes_that_are_stopped_are_continued_by_one(
     torchrun: TorchRun, run_tiny: Callable[..., dict[str, Any]], two: Path, tmp_path: Path
 ) -> None:
-    process = torchrun(tmp_path, *FLAGS)
+    process = torchrun(tmp_path, *FLAGS, OFTEN)
     deadline = time.monotonic() + 120
     while not list(tmp_path.rglob("last.pt")) and time.monotonic() < deadline:
         assert process.poll() is None, process.communicate()[1]
@@ -103,7 +98,7 @@ def test_two_processes_that_are_stopped_are_continued_by_one(
     process.terminate()
     process.communicate(timeout=120)
     assert not list(tmp_path.rglob("result.json"))
-    result = run_tiny(**OPTIONS, checkpoint__minutes=1e-6)
+    result = run_tiny(**OPTIONS)
     assert result["processes"] == 1
     for undisturbed, continued in zip(rows_of(two), rows_of(tmp_path), strict=True):
         for name in ("train_loss", "val_loss"):

@@ -1,4 +1,4 @@
-"""One interface over folders, tar shards and parquet files, and what is said of unusable ones."""
+"""One interface over folders and tar shards, and what is said of unusable ones."""
 
 from __future__ import annotations
 
@@ -135,49 +135,6 @@ def test_webdataset_shards(jpegs: Path, tmp_path: Path, cache: Path, label: str)
         assert all(expected[data] == number for _, number, data in content(images))
     (root / "info.json").write_text(json.dumps({"classes": classes}))
     assert open_images(root, "train", cache_dir=cache).classes == tuple(classes)
-
-
-def test_parquet_files(jpegs: Path, tmp_path: Path, cache: Path) -> None:
-    datasets = pytest.importorskip("datasets")
-    root = tmp_path / "hf"
-    (root / "data").mkdir(parents=True)
-    wanted = {}
-    for split, name in (("train", "train"), ("val", "validation")):
-        images = open_images(jpegs, split)
-        rows = {
-            "image": [{"bytes": d, "path": Path(n).name} for n, _, d in content(images)],
-            "label": images.labels.tolist(),
-        }
-        kinds = {
-            "image": datasets.Image(),
-            "label": datasets.ClassLabel(names=["d", "c", "b", "a"]),
-        }
-        saved = datasets.Dataset.from_dict(rows, features=datasets.Features(kinds))
-        saved.to_parquet(str(root / "data" / f"{name}-00000-of-00001.parquet"))
-        wanted[split] = [(label, data) for _, label, data in content(images)]
-    train, val = open_splits(root, cache_dir=cache)
-    assert train.kind == "parquet" and train.classes == ("d", "c", "b", "a")  # as declared
-    assert [(label, data) for _, label, data in content(train)] == wanted["train"]
-    assert [(label, data) for _, label, data in content(val)] == wanted["val"]
-    assert train.name(3) == "00000003-n01440764_3.JPEG"
-    assert pickle.loads(pickle.dumps(train)).read(7) == train.read(7)
-
-
-def test_parquet_without_its_package_names_the_extra(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "train-0.parquet").write_bytes(b"")
-    monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(DataError, match=r"pip install 'dogmed\[parquet\]'"):
-        open_images(tmp_path, "train")
-
-
-def test_a_damaged_parquet_file_is_told_in_one_line(tmp_path: Path, cache: Path) -> None:
-    pytest.importorskip("datasets")
-    (tmp_path / "train-0.parquet").write_bytes(b"PAR1 not at all")
-    with pytest.raises(DataError, match="a parquet file of train cannot be read") as caught:
-        open_images(tmp_path, "train", cache_dir=cache)
-    assert "\n" not in str(caught.value)
 
 
 def test_a_set_can_be_sent_to_another_process(tars: Path, cache: Path) -> None:

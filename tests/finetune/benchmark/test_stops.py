@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
@@ -94,29 +94,30 @@ def test_killed_in_the_middle_it_is_continued_by_the_same_command(
     out: Path,
     tmp_path: Path,
     make_here: type[Any],
+    start_dogmed: Callable[..., ForkServerProcess],
     read_table: ReadTable,
     results: Results,
 ) -> None:
-    more = ("--task=breastmnist", "--data=synthetic", "--seeds=2", "--epochs=3")
-    often = ("--batch-size=16", "--checkpoint.minutes=0.00001")
-    assert benchmark(parse(*more, *often, "--seeds=1"), executor=make_here()) == 0
-    command = [sys.executable, "-m", "dogmed", "benchmark", *flags, *more, *often]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    while process.poll() is None and not list(out.glob("finetune/*/*/seed1/checkpoints/last.pt")):
+    more = ("--task=breastmnist", "--data=synthetic", "--seeds=2", "--epochs=3", "--batch-size=16")
+    assert benchmark(parse(*more, "--seeds=1"), executor=make_here()) == 0
+    said = tmp_path / "said"
+    often = "--checkpoint.minutes=0.00001"
+    process = start_dogmed(["benchmark", *flags, *more, often], said)
+    while process.is_alive() and not list(out.glob("finetune/*/*/seed1/checkpoints/last.pt")):
         time.sleep(0.02)
     process.kill()
-    said, _ = process.communicate(timeout=60)
-    assert process.returncode == -signal.SIGKILL, said
+    process.join()
+    assert process.exitcode == -signal.SIGKILL, said.read_text()
     kept = results(out)
     assert len(kept) == 1
     here = make_here()
-    assert benchmark(parse(*more, *often), executor=here) == 0
+    assert benchmark(parse(*more), executor=here) == 0
     assert [name[-5:] for name in here.started] == ["seed1"]
     assert kept.items() <= results(out).items()
     log = out / "benchmark" / "cells" / f"{here.started[0]}.log"
     assert "continuing after" in log.read_text()
     whole = tmp_path / "whole"
-    assert benchmark(parse(*more, *often, f"--out={whole}"), executor=make_here()) == 0
+    assert benchmark(parse(*more, f"--out={whole}"), executor=make_here()) == 0
     tables = [[row | {"seconds": ""} for row in read_table(folder)] for folder in (out, whole)]
     assert tables[0] == tables[1]  # equal to the undisturbed one
     assert [row["state"] for row in tables[0]] == ["done", "done"]
