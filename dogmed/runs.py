@@ -217,6 +217,15 @@ def write_atomic(path: Path, text: str) -> None:
         temporary.write_text(text)
 
 
+def task_of_weights(weights: Path) -> str | None:
+    """What ``--task`` named at the training in whose run folder the weights lie; None for those elsewhere."""
+    settings = weights.absolute().parent.parent / "config.yaml"
+    if weights.parent.name != "checkpoints" or not settings.is_file():
+        return None
+    task = configuration.read_yaml(settings).get("task")
+    return None if task is None else str(task)
+
+
 def slug(text: str) -> str:
     """A name for a folder: the stem of a path, without characters that file systems mind."""
     if text.endswith(WEIGHTS_SUFFIXES):

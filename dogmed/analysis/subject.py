@@ -182,8 +182,8 @@ def refuse_unusable(out: Path) -> None:
 def open_images(config: TaskConfig, trained: Trained, progress: Progress) -> Images:
     """Have the images ready that ``trained`` is tried on, and make sure that they are of its classes.
 
-    Without a task it is the official one that the model was trained on, at the size and from the files
-    that it was trained on. One's own images may name the classes otherwise, which is told.
+    Without a task it is the one that the model was trained on, at the size and from the files that it was
+    trained on. One's own images may name the classes otherwise, which is told.
 
     Raises:
         ConfigError: no images are named and the record names none, or both kinds are.
@@ -197,29 +197,35 @@ def open_images(config: TaskConfig, trained: Trained, progress: Progress) -> Ima
         return ImageNetVal.open(
             config.imagenet, trained.record, cache_dir=config.cache_dir, workers=config.workers
         )
+    task, seen = _task_of(config, trained), trained.record.data
     return TaskImages.open(
-        _task_of(config, trained),
+        task,
         trained,
         data=config.data,
         data_dir=config.data_dir,
         cache_dir=config.cache_dir,
-        kind=config.kind,
+        kind=config.kind or (None if config.task or task == seen.name else seen.kind),
         progress=progress,
     )
 
 
 def _task_of(config: TaskConfig, trained: Trained) -> str:
-    """The task that was asked for, or the official one that the model was trained on."""
+    """The task that was asked for, or the one that the model was trained on if it can be found again."""
     from dogmed.data.tasks import official_tasks
+    from dogmed.runs import task_of_weights
 
     name = trained.record.data.name
-    if config.task is None and name not in official_tasks():
-        imagenet = ", or --imagenet FOLDER" if isinstance(config, SubjectConfig) else ""
-        raise ConfigError(
-            f"{trained.title} was trained on '{name}', which is no official task: give "
-            f"--task FILE.npz (or a folder){imagenet}"
-        )
-    return config.task or name
+    if config.task is not None or name in official_tasks():
+        return config.task or name
+    own = task_of_weights(trained.path)
+    if own is not None and Path(own).expanduser().exists():
+        return own
+    gone = "" if own is None else f", and {own} is not there any more"
+    imagenet = ", or --imagenet FOLDER" if isinstance(config, SubjectConfig) else ""
+    raise ConfigError(
+        f"{trained.title} was trained on '{name}', which is no official task{gone}: give "
+        f"--task FILE.npz (or a folder){imagenet}"
+    )
 
 
 def _refuse_several_tasks(config: TaskConfig, models: Sequence[Trained]) -> None:

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dogmed.config import read_yaml
 from dogmed.data.progress import Quiet
 from dogmed.data.store import plan, prepare
 from dogmed.data.tasks import official_tasks
@@ -16,7 +15,7 @@ from dogmed.errors import DogmedError
 from dogmed.inference.classifier import Classifier
 from dogmed.inference.inputs import find_images
 from dogmed.inference.likeness import channels
-from dogmed.models.trained import Trained
+from dogmed.runs import task_of_weights
 
 COUNT = 16
 """As many are compared as this, or as there are."""
@@ -70,7 +69,7 @@ def task_images(classifier: Classifier, data_dir: Path | None, cache_dir: Path |
     grey = channels(seen) == 1
     if seen.source == "synthetic":
         return _noise(side, grey, "the task's images were generated")
-    task = seen.name if official else _own_task(classifier.trained)
+    task = seen.name if official else task_of_weights(classifier.trained.path) or seen.name
     try:
         if plan(task, **request).action == "download":
             return _noise(
@@ -86,13 +85,6 @@ def task_images(classifier: Classifier, data_dir: Path | None, cache_dir: Path |
     chosen = np.unique(np.linspace(0, len(split) - 1, min(COUNT, len(split))).astype(np.int64))
     pixels = np.stack([_rgb(split[index]) for index in chosen])
     return Images(pixels, f"{len(chosen)} of the {len(split)} test images of {seen.name}")
-
-
-def _own_task(trained: Trained) -> str:
-    """Where one's own images lay at training: the run knows, the weights do not."""
-    settings = trained.path.absolute().parent.parent / "config.yaml"
-    there = trained.path.parent.name == "checkpoints" and settings.is_file()
-    return str((read_yaml(settings) if there else {}).get("task", trained.record.data.name))
 
 
 def _noise(side: int, grey: bool, why: str) -> Images:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -153,6 +154,30 @@ def test_images_must_be_of_the_models_task(
     nameless = make_weights("b", data={"name": "mine", "source": "npz"})
     with pytest.raises(ConfigError, match="'mine', which is no official task: give --task"):
         opened(nameless)
+
+
+def test_ones_own_images_are_found_where_the_training_found_them(
+    opened: Callable[..., TaskImages], make_weights: Callable[..., Path], tmp_path: Path
+) -> None:
+    best = tmp_path / "run" / "checkpoints" / "best.safetensors"
+    best.parent.mkdir(parents=True)
+    made = make_weights("b", data={"name": "mine", "source": "npz", "kind": "binary"})
+    shutil.copy(made, best)
+    rng, arrays = np.random.default_rng(0), {}
+    for split in ("train", "val", "test"):
+        arrays[f"{split}_images"] = rng.integers(0, 256, (4, 64, 64), dtype=np.uint8)
+        arrays[f"{split}_labels"] = np.array([[0], [1], [0], [1]])
+    settings = best.parent.parent / "config.yaml"
+    settings.write_text(f"task: {tmp_path / 'mine.npz'}\n")
+    with pytest.raises(
+        ConfigError, match=r"no official task, and .*mine\.npz is not there any more"
+    ):
+        opened(best)
+    np.savez(tmp_path / "mine.npz", **arrays)
+    images = opened(best)
+    assert (images.name, images.kind) == ("mine", "binary")
+    with pytest.raises(ConfigError, match="no official task: give --task"):
+        opened(made)
 
 
 def test_what_is_not_published_is_told_without_options_that_are_not_there(
