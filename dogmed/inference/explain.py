@@ -237,9 +237,7 @@ def _line(explainer: Explainer, picture: Picture, one: Explanation) -> str:
     if one.peak is None:
         told.append("the map is 0 everywhere")
     else:
-        told.append(
-            f"largest at x {one.peak.x:.0f}, y {one.peak.y:.0f} of {picture.width}×{picture.height} px"
-        )
+        told.append(f"largest at {one.peak.pixel} of {picture.width}×{picture.height} px")
     if one.kernels:
         told.append("kernels " + ", ".join(f"{k.pattern} #{k.channel}" for k in one.kernels[:3]))
     return "; ".join(told)

@@ -34,6 +34,11 @@ class Peak(NamedTuple):
     y: float
     """From the top."""
 
+    @property
+    def pixel(self) -> str:
+        """The pixel that it lies in."""
+        return f"x {int(self.x)}, y {int(self.y)}"
+
 
 @dataclass(frozen=True)
 class Explanation:

@@ -127,7 +127,7 @@ def section(explainer: Explainer, shown: Shown) -> str:
 def _map(explainer: Explainer, picture: Picture, one: Explanation) -> str:
     where = "the map is 0 everywhere"
     if one.peak:
-        where = f"largest at x {one.peak.x:.0f}, y {one.peak.y:.0f} px of the image"
+        where = f"largest at {one.peak.pixel} px of the image"
     colours = ", ".join(
         f"rgb({', '.join(str(round(255 * part)) for part in HEAT(k / 8)[:3])})" for k in range(9)
     )

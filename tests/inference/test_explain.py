@@ -17,7 +17,7 @@ from PIL import Image
 
 from dogmed import cli
 from dogmed.inference.classifier import Classifier
-from dogmed.inference.explain_pictures import overlay
+from dogmed.inference.explain_pictures import drawable, overlay
 
 
 class Written(NamedTuple):
@@ -160,6 +160,20 @@ def test_a_wrong_command_is_one_line_and_writes_nothing(
     error = capsys.readouterr().err
     assert told in error and error.count("\n") == 1
     assert {path.name for path in tmp_path.iterdir()} == {"a.png", "empty.png"}
+
+
+@pytest.mark.filterwarnings("error")
+def test_names_without_glyphs_and_images_smaller_than_a_cell(
+    run: Path, npz: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = Image.fromarray(np.load(npz)["test_images"][0])
+    image.save(tmp_path / "病人 Ж.png")
+    image.resize((1, 1)).save(tmp_path / "one.png")
+    assert drawable("病人 Ж é.png") == "\ufffd\ufffd Ж é.png"
+    assert explain(run, tmp_path, "--class", "1", "--out", tmp_path / "out") == 0
+    said = capsys.readouterr().out
+    assert "largest at x 0, y 0 of 1×1 px" in said and "病人 Ж.png: 1: " in said
+    assert "病人 Ж.png" in (tmp_path / "out" / "explain.html").read_text(encoding="utf-8")
 
 
 def test_where_the_map_is_0_the_image_shows_as_it_is() -> None:
