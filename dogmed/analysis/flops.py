@@ -128,7 +128,7 @@ def _subjects(
     from dogmed.analysis.flops_points import Subject
 
     refuse_unusable(config.out)
-    models = open_models(config.models, config.weights_dir)
+    models = open_models(config.models, config.weights_dir, config.out)
     subjects: list[Subject] = []
     for title, evaluation in open_evaluations(config, "flops", models, console, points):
         subjects.append(Subject.settle(title, evaluation, strides, resolutions))

@@ -36,7 +36,7 @@ def command(**options: Any) -> None:
 
     console = Console(enabled=True)
     refuse_unusable(config.out)
-    models = open_models(config.models, config.weights_dir)
+    models = open_models(config.models, config.weights_dir, config.out)
     with Stopper(console):
         for trained in models:
             write(config, study(trained, config.before, config.weights_dir, console.line), console)

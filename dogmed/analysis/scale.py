@@ -189,7 +189,7 @@ def _subjects(
     from dogmed.models.trained import dog_layers
 
     refuse_unusable(config.out)
-    models = open_models(config.models, config.weights_dir)
+    models = open_models(config.models, config.weights_dir, config.out)
     if protocol.kernel_sizes and not any(dog_layers(trained.model) for trained in models):
         raise ConfigError(
             f"--kernel-sizes: {models[0].title} has no DoGConv, and only their kernels can be resized; "

@@ -94,12 +94,12 @@ def _subjects(config: StressConfig, console: Console, points: Points) -> list[Su
     from dogmed.analysis.stress_errors import published_for
     from dogmed.analysis.stress_points import Subject
 
-    models = open_models(config.models, config.weights_dir)
+    models = open_models(config.models, config.weights_dir, config.out)
     named = len(models)
     marks = [_mark(trained) for trained in models]
     reference = None
     if config.reference not in (None, ALEXNET):
-        (trained,) = open_models([str(config.reference)], config.weights_dir)
+        (trained,) = open_models([str(config.reference)], config.weights_dir, config.out)
         reference = _mark(trained)
         models += [] if reference in marks else [trained]
     subjects = []

@@ -32,8 +32,8 @@ class ModelsConfig:
     """Trained models, and where what is found out about them goes."""
 
     models: tuple[str, ...] = ()
-    """MODEL.RECIPE or RECIPE of dogmed weights list, .safetensors files, or folders of finished runs or exports to
-    timm."""
+    """Folders of finished runs or of exports to timm, .safetensors files, MODEL.RECIPE or RECIPE of dogmed weights
+    list, or ids of MLflow runs; may come first, without --models."""
     weights_dir: Path | None = None
     """Where named weights are found; None is the user's data folder."""
     out: Path = field(default_factory=lambda: Path(recipe("finetune/default")["out"]))
@@ -85,20 +85,29 @@ def refuse_no_model(names: Sequence[str]) -> None:
 
 
 def open_models(
-    names: Sequence[str], weights_dir: Path | None, tell: Callable[[str], object] = print
+    names: Sequence[str],
+    weights_dir: Path | None,
+    out: Path,
+    tell: Callable[[str], object] = print,
 ) -> list[Trained]:
     """Open the models, each once; of those given again ``tell`` is told.
+
+    Args:
+        names: as ``open_model`` takes them.
+        weights_dir: the store; None is the user's.
+        out: where the MLflow store is.
+        tell: takes a line.
 
     Raises:
         ConfigError: none is named.
         WeightsError: one is not there or cannot be used.
     """
     refuse_no_model(names)
-    from dogmed.models.trained import open_trained
+    from dogmed.models.locate import open_model
 
     opened: dict[tuple[str, str], tuple[str, Trained]] = {}
     for name in names:
-        trained = open_trained(name, weights_dir)
+        trained = open_model(name, weights_dir, out)
         key = (
             trained.record.sha256,
             trained.title,

@@ -10,7 +10,7 @@ import timm
 import torch
 
 from dogmed.errors import WeightsError
-from dogmed.inference.locate import open_model
+from dogmed.models.locate import open_model
 from dogmed.models.weights import save_weights
 from dogmed.tracking import Run, default_uri
 from dogmed.weights.records import DataRecord, WeightsRecord
