@@ -15,7 +15,7 @@ import tokenize
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -84,18 +84,23 @@ class NpzSource:
     members: dict[str, Member]
     extra: tuple[str, ...]
 
+    @property
+    def _first(self) -> Member:
+        """The images that all others are like."""
+        return next(member for key, member in self.members.items() if key.endswith("_images"))
+
     def samples(self, split: str) -> int:
         return self.members[f"{split}_images"].shape[0]
 
     @property
     def image_size(self) -> tuple[int, int]:
         """Height and width in pixels."""
-        height, width = self.members["train_images"].shape[1:3]
+        height, width = self._first.shape[1:3]
         return height, width
 
     @property
     def channels(self) -> int:
-        shape = self.members["train_images"].shape
+        shape = self._first.shape
         return shape[3] if len(shape) == 4 else 1
 
     def labels(self, split: str) -> np.ndarray:
@@ -143,11 +148,16 @@ class NpzSource:
             raise _damaged(where, error) from error
 
 
-def open_npz(path: Path) -> NpzSource:
-    """Check the six arrays' headers of a MedMNIST-style file and return it ready to stream.
+def open_npz(path: Path, keys: Sequence[str] = KEYS) -> NpzSource:
+    """Check the arrays' headers of a MedMNIST-style file and return it ready to stream.
 
-    Raises DataError when the file is not a zip, is cut off, lacks a key, holds pickled objects, or
-    has other arrays than uint8 images (N, H, W[, 3]) and integer labels (N[, L]).
+    Args:
+        path: of the file.
+        keys: arrays that are needed, of ``KEYS``: of each split whose labels are, the images too.
+
+    Raises:
+        DataError: the file is not a zip, is cut off, lacks a key, holds pickled objects, or has other
+            arrays than uint8 images (N, H, W[, 3]) and integer labels (N[, L]).
     """
     if not path.is_file():
         raise DataError(f"there is no regular file {path}")
@@ -157,7 +167,7 @@ def open_npz(path: Path) -> NpzSource:
             names = [" ".join(n.removesuffix(".npy").split()) for n in files]
             if twice := [n for n, count in Counter(names).items() if count > 1]:
                 raise DataError(f"{path} holds {twice[0]!a} more than once; save it again")
-            for key in KEYS:
+            for key in keys:
                 if key not in names:
                     raise DataError(
                         f"{path}: no array '{key}'{nearest(key, names)}; MedMNIST's "
@@ -165,7 +175,7 @@ def open_npz(path: Path) -> NpzSource:
                         f"{', '.join(KEYS)}, this file has {', '.join(names[:12]) or 'none'}"
                     )
             members = {}
-            for key in KEYS:
+            for key in keys:
                 file = files[names.index(key)]
                 with archive.open(file) as stream:
                     members[key] = Member(key, file, *read_header(stream, f"{path}: {key}"))
@@ -173,10 +183,14 @@ def open_npz(path: Path) -> NpzSource:
         raise
     except _BROKEN_ZIP as error:
         raise _damaged(str(path), error, path) from error
+    npz = NpzSource(path, members, tuple(sorted(set(names) - set(KEYS))))
     for split in SPLITS:
-        _check_images(path, members[f"{split}_images"], members["train_images"])
-        _check_label_member(path, members[f"{split}_labels"], members[f"{split}_images"], members)
-    return NpzSource(path, members, tuple(sorted(set(names) - set(KEYS))))
+        images, labels = (members.get(f"{split}_{what}") for what in ("images", "labels"))
+        if images is not None:
+            _check_images(path, images, npz._first)
+        if images is not None and labels is not None:
+            _check_label_member(path, labels, images, members)
+    return npz
 
 
 def write_npz(
@@ -229,7 +243,7 @@ def read_header(stream: IO[bytes], where: str) -> tuple[tuple[int, ...], np.dtyp
     return shape, dtype, fortran
 
 
-def _check_images(path: Path, member: Member, train: Member) -> None:
+def _check_images(path: Path, member: Member, first: Member) -> None:
     where, shape = f"{path}: {member.key}", member.shape
     if member.dtype != np.uint8:
         advice = (
@@ -254,9 +268,9 @@ def _check_images(path: Path, member: Member, train: Member) -> None:
             f"{where} has shape {shape}: an image of more than {_MAX_PIXELS:,} values; make them "
             f"smaller before you save them"
         )
-    if shape[1:] != train.shape[1:]:
+    if shape[1:] != first.shape[1:]:
         raise DataError(
-            f"{where} has images of shape {shape[1:]}, but train_images of {train.shape[1:]}; "
+            f"{where} has images of shape {shape[1:]}, but {first.key} of {first.shape[1:]}; "
             f"all splits need one shape"
         )
     if member.fortran:
@@ -285,9 +299,10 @@ def _check_label_member(
             f"{where} has {shape[0]} rows, but {images.key} has {images.shape[0]} images; "
             f"each image needs one row"
         )
-    width, train_width = (m.shape[1:] or (1,) for m in (member, members["train_labels"]))
-    if width != train_width:
-        raise DataError(f"{where} has {width[0]} columns, but train_labels has {train_width[0]}")
+    first = next(one for one in members.values() if one.key.endswith("_labels"))
+    width, expected = (one.shape[1:] or (1,) for one in (member, first))
+    if width != expected:
+        raise DataError(f"{where} has {width[0]} columns, but {first.key} has {expected[0]}")
 
 
 def _damaged(where: str, error: Exception, path: Path | None = None) -> DataError:

@@ -34,7 +34,7 @@ class PredictConfig:
 
     inputs: tuple[str, ...] = ()
     """MODEL (folder of a finished run or of an export to timm, .safetensors file, name of dogmed weights list, id
-    of an MLflow run), then image files, folders of them, or one .npz with its six keys; may come first,
+    of an MLflow run), then image files, folders of them, or one .npz with the images of a split; may come first,
     without --inputs."""
     out: Path
     """The .csv file to write; one that is there is replaced."""
@@ -129,7 +129,7 @@ def _open_split(path: Path, split: str) -> tuple[Iterable[np.ndarray], Iterable[
 
     from dogmed.data.npz import open_npz
 
-    npz = open_npz(path)
+    npz = open_npz(path, [f"{split}_images"])
     total = npz.samples(split)
     names = (f"{path}[{split}][{index}]" for index in range(total))
     return chain.from_iterable(npz.images(split)), names, total

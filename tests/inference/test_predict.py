@@ -146,6 +146,12 @@ def test_a_split_in_the_official_format_is_the_file_that_the_run_has_written(
     assert predict(npz, "--split", "val") == 0
     rows = rows_of(tmp_path / "out.csv")
     assert [row["file"] for row in rows] == [f"{npz}[val][{k}]" for k in range(30)]
+    alone = tmp_path / "alone.npz"  # no labels, no other split
+    np.savez(alone, val_images=np.load(npz)["val_images"])
+    assert predict(alone, "--split", "val", out=tmp_path / "alone.csv") == 0
+    found = rows_of(tmp_path / "alone.csv")
+    assert [row | {"file": ""} for row in found] == [row | {"file": ""} for row in rows]
+    assert predict(alone, "--split", "test") == 2
 
 
 def test_a_runs_own_record_is_not_written_over_and_its_bare_name_is_enough(
