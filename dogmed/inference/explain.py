@@ -23,6 +23,8 @@ if TYPE_CHECKING:  # PyTorch: not for --help
 SOME_FAILED = 3
 """The exit code where some images could not be read."""
 NUMBERS, PAGE = "explain.json", "explain.html"
+COARSE = 7
+"""Cells across: a map of fewer is told with finer ones."""
 LONGEST = 60  # characters of an image's name in that of its picture
 NAMED = 20  # classes, where one is given that there is not
 
@@ -116,11 +118,12 @@ def _request(
 
 def _refuse_foreign(out: Path, request: dict[str, Any]) -> None:
     """Make sure that nothing is overwritten but an earlier answer to the same request."""
+    from dogmed.inference.inputs import refuse_unwritable
+
     if out.exists() and not out.is_dir():
         raise ConfigError(f"--out {out} is not a folder")
     parent = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
-    if not os.access(parent, os.W_OK):
-        raise ConfigError(f"--out {out}: {parent} cannot be written to")
+    refuse_unwritable(out, parent)
     if not out.exists() or not any(out.iterdir()):
         return
     try:
@@ -260,6 +263,13 @@ def _introduce(explainer: Explainer, files: int) -> None:
     if classifier.trained.record.data.source == "synthetic":
         print("note: it was trained on SYNTHETIC images, and says nothing about real ones")
     print(f"note: {caveat(explainer)}")
+    if layer.side < COARSE:
+        finer = [f"{name} ({side}×{side})" for name, side in explainer.places.items()
+                 if name in explainer.stages and side > layer.side]  # fmt: skip
+        if finer:
+            print(
+                f"note: finer maps, of layers that know less of the whole: --layer {', '.join(finer)}"
+            )
 
 
 def _shown(path: Path) -> str:

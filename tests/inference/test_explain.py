@@ -87,6 +87,10 @@ def test_each_image_has_a_picture_a_line_and_its_numbers(
     assert len(written.content["not_read"]) == written.said.count("not read: ") == 2
     assert "later maps have a single cell" in written.said
     assert "stages.2 (2×2 cells of 14 px)" in written.said
+    assert (
+        "finer maps, of layers that know less of the whole: --layer stages.0 (7×7), stages.1 (4×4)\n"
+        in (written.said)
+    )
     names = {path.name for path in written.out.iterdir()} - pictures
     assert names == {"explain.html", "explain.json"}
 
