@@ -30,17 +30,23 @@ _PLAIN = (bool, int, float, str, bytes, type(None), torch.Size, torch.dtype, tor
 
 
 @contextmanager
-def atomic_path(path: str | Path) -> Iterator[Path]:
+def atomic_path(path: str | Path, *, contended: bool = False) -> Iterator[Path]:
     """Give a path to write to; when the block ends well it becomes ``path``, on the disk for good.
 
     When the block raises, ``path`` is as it was and nothing is left beside it. A file left by a
     killed process has a fixed name and is overwritten by the next save.
 
+    Args:
+        path: in an existing folder.
+        contended: other processes may write it at the same time: the last wins, whole. What a killed one
+            left is then not overwritten.
+
     Raises:
         OSError: the folder cannot be written or the device is full.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.tmp")
+    own = f".{os.getpid()}" if contended else ""
+    temporary = path.with_name(f".{path.name}{own}.tmp")
     try:
         yield temporary
         with temporary.open("rb+") as file:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from dogmed.data.folder import SUFFIXES
-from dogmed.errors import ConfigError, DataError, WeightsError
+from dogmed.errors import ConfigError, DataError, WeightsError, reason
 from dogmed.inference.pictures import is_dicom
 from dogmed.weights.records import SUFFIX, weights_file
 
@@ -25,6 +26,21 @@ class Found:
     files: tuple[Path, ...]
     passed_over: int
     """Files in folders that are no images, by name and content."""
+
+
+def refuse_unwritable(out: Path, folder: Path) -> None:
+    """Make sure, before anything is worked out for ``out``, that files can be made in ``folder``.
+
+    Raises:
+        ConfigError: they cannot.
+    """
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ConfigError(
+            f"--out {out}: nothing can be written into {folder} ({reason(error)})"
+        ) from None
 
 
 def refuse_swapped(model: str, images: Sequence[Path]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from dataclasses import field
@@ -137,6 +136,8 @@ def _open_split(path: Path, split: str) -> tuple[Iterable[np.ndarray], Iterable[
 
 def _refuse_unwritable(out: Path) -> None:
     """Make sure that the result can be written before anything is worked out for it."""
+    from dogmed.inference.inputs import refuse_unwritable
+
     if out.suffix.lower() != ".csv":
         raise ConfigError(f"--out {out}: expected the name of a .csv file")
     if out.is_dir() or not out.parent.is_dir():
@@ -144,8 +145,7 @@ def _refuse_unwritable(out: Path) -> None:
         raise ConfigError(f"--out {out}: {what}")
     if out.exists() and (out.parent / "checkpoints").is_dir():
         raise ConfigError(f"--out {out}: is the run's own record: give another name")
-    if not os.access(out.parent, os.W_OK):
-        raise ConfigError(f"--out {out}: {out.parent} cannot be written to")
+    refuse_unwritable(out, out.parent)
 
 
 def write(out: Path, predicted: Predictions, form: str) -> None:
@@ -157,12 +157,18 @@ def write(out: Path, predicted: Predictions, form: str) -> None:
             ``medmnist``.
         form: ``dogmed`` or ``medmnist``.
     """
-    if form == "medmnist":
-        from dogmed.metrics import write_predictions
-
-        write_predictions(out, predicted.probabilities)
-        return
     from dogmed.checkpoint import atomic_path
+
+    with atomic_path(out, contended=True) as temporary:
+        if form == "medmnist":
+            from dogmed.metrics import write_predictions
+
+            write_predictions(temporary, predicted.probabilities)
+        else:
+            temporary.write_text(_table(predicted), encoding="utf-8")
+
+
+def _table(predicted: Predictions) -> str:
     from dogmed.csvfile import csv_text
 
     columns = [f"p_{name}" for name in predicted.classes]
@@ -177,9 +183,7 @@ def write(out: Path, predicted: Predictions, form: str) -> None:
             strict=True,
         )
     ]
-    with atomic_path(out) as temporary:
-        text = csv_text(["file", "predicted", *columns, "warning"], rows)
-        temporary.write_text(text, encoding="utf-8")
+    return csv_text(["file", "predicted", *columns, "warning"], rows)
 
 
 def _introduce(classifier: Classifier, total: str, raw: bool) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import pytest
 from PIL import Image
 
 from dogmed import cli
+from dogmed.checkpoint import atomic_path
 from dogmed.inference.classifier import Classifier
 from dogmed.metrics import read_predictions
 
@@ -188,6 +191,18 @@ def test_names_that_a_spreadsheet_or_a_terminal_would_mind(
     assert found == [
         "'=1+1.png", "two\\x0alines.png", "colour\\x1b[31m.png", 'quote".png', "ö.png", "\\xff.png"
     ]  # fmt: skip
+
+
+def test_two_that_write_the_same_file_at_once_leave_one_of_them_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out.csv"
+    with contextlib.ExitStack() as open_at_once:
+        for process, text in ((1, "long\n" * 1000), (2, "short\n")):
+            monkeypatch.setattr(os, "getpid", lambda process=process: process)
+            open_at_once.enter_context(atomic_path(out, contended=True)).write_text(text)
+    assert out.read_text() == "long\n" * 1000  # the last to end
+    assert {path.name for path in tmp_path.iterdir()} == {"out.csv"}
 
 
 def test_nothing_is_written_when_nothing_can_be_read(
