@@ -98,7 +98,10 @@ def test_killed_in_the_middle_it_is_continued_by_the_same_command(
     read_table: ReadTable,
     results: Results,
 ) -> None:
-    more = ("--task=breastmnist", "--data=synthetic", "--seeds=2", "--epochs=3", "--batch-size=16")
+    more = (
+        "--task=breastmnist", "--data=synthetic", "--train-fraction=0.2", "--seeds=2", "--epochs=3",
+        "--batch-size=16",
+    )  # fmt: skip
     assert benchmark(parse(*more, "--seeds=1"), executor=make_here()) == 0
     said = tmp_path / "said"
     often = "--checkpoint.minutes=0.00001"
