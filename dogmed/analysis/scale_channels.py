@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from dogmed.analysis.scale_points import Measured, Subject
-from dogmed.analysis.scale_tables import Table
+from dogmed.analysis.tables import Table
 
 PANEL = (3.6, 3.0)  # inches
 
