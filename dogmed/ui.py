@@ -19,7 +19,7 @@ from annotated_types import Ge, Le
 
 from dogmed.config import configclass, recipe
 from dogmed.errors import DataError, DogmedError
-from dogmed.server import listen, terminable
+from dogmed.server import address, listen, terminable
 from dogmed.tracking import (
     ENVIRONMENT,
     default_uri,
@@ -73,10 +73,9 @@ def serve(out: Path, *, host: str = "127.0.0.1", port: int = 5000) -> None:
         print(comparison_url(uri, *comparison))
         return
     with listen(host, port) as free:
-        wanted, port = port, int(free.getsockname()[1])
+        wanted, port, url = port, int(free.getsockname()[1]), address(free)
     if wanted not in (0, port):
         print(f"port {wanted} is busy, using {port}", flush=True)
-    address = f"http://{'localhost' if host == '0.0.0.0' else host}:{port}"
     with (
         tempfile.TemporaryFile("w+") as log,
         terminable(),
@@ -84,8 +83,8 @@ def serve(out: Path, *, host: str = "127.0.0.1", port: int = 5000) -> None:
     ):
         try:
             print("starting MLflow ...", flush=True)
-            _wait_until_healthy(server, address, log)
-            print(f"Compare the runs at {comparison_url(address, *comparison)}", flush=True)
+            _wait_until_healthy(server, url, log)
+            print(f"Compare the runs at {comparison_url(url, *comparison)}", flush=True)
             print("Ctrl-C stops the server.", flush=True)
             server.wait()
         except KeyboardInterrupt:
@@ -140,18 +139,18 @@ def _server(
             process.wait()
 
 
-def _wait_until_healthy(server: subprocess.Popen[str], address: str, log: IO[str]) -> None:
+def _wait_until_healthy(server: subprocess.Popen[str], url: str, log: IO[str]) -> None:
     end = time.monotonic() + START_SECONDS
     while time.monotonic() < end:
         if server.poll() is not None:
             raise DogmedError(f"the MLflow server did not start: {_last_line(log)}")
         with contextlib.suppress(OSError):
             urllib.request.build_opener(urllib.request.ProxyHandler({})).open(
-                f"{address}/health", timeout=2
+                f"{url}/health", timeout=2
             ).close()
             return
         time.sleep(0.2)
-    raise DogmedError(f"the MLflow server has not answered at {address} for {START_SECONDS} s")
+    raise DogmedError(f"the MLflow server has not answered at {url} for {START_SECONDS} s")
 
 
 def _last_line(log: IO[str]) -> str:

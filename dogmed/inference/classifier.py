@@ -18,7 +18,7 @@ from PIL import Image
 from dogmed import metrics
 from dogmed.data.loader import Batches
 from dogmed.distributed import open_device
-from dogmed.errors import ConfigError, DataError, WeightsError
+from dogmed.errors import ConfigError, DataError, WeightsError, nearest
 from dogmed.inference.likeness import channels, unlike
 from dogmed.inference.pictures import Picture, Source, read
 from dogmed.models.locate import open_model
@@ -26,6 +26,7 @@ from dogmed.models.trained import Trained
 from dogmed.objective import Objective
 
 _THREADS = 4  # PIL decodes outside the GIL
+_NAMED = 20  # classes in a message
 
 
 @dataclass(frozen=True)
@@ -144,6 +145,19 @@ class Classifier:
             kind=self.kind,
             classes=self.classes,
         )
+
+    def label(self, name: str) -> int:
+        """The number of a class.
+
+        Raises:
+            ConfigError: there is no such class.
+        """
+        if name not in self.classes:
+            there = "; ".join(self.classes[:_NAMED]) + "; ..." * (len(self.classes) > _NAMED)
+            raise ConfigError(
+                f"class {name}: {self.task} has no such class{nearest(name, self.classes)}; there are {there}"
+            )
+        return self.classes.index(name)
 
     def warning(self, picture: Picture) -> str:
         """What makes a picture unlike the training images, and what was done to it; "" for nothing."""

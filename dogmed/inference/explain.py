@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from dogmed.config import configclass, recipe
 from dogmed.console import count
-from dogmed.errors import ConfigError, DataError, nearest
+from dogmed.errors import ConfigError, DataError
 from dogmed.flags import called
 
 if TYPE_CHECKING:  # PyTorch: not for --help
@@ -26,7 +26,6 @@ NUMBERS, PAGE = "explain.json", "explain.html"
 COARSE = 7
 """Cells across: a map of fewer is told with finer ones."""
 LONGEST = 60  # characters of an image's name in that of its picture
-NAMED = 20  # classes, where one is given that there is not
 
 
 @configclass
@@ -75,7 +74,7 @@ def command(**options: Any) -> int:
     from dogmed.inference.explain_maps import Explainer
 
     classifier = load(name, device=config.device, weights_dir=config.weights_dir, out=config.runs)
-    label = None if config.class_ is None else _label(classifier, config.class_)
+    label = None if config.class_ is None else classifier.label(config.class_)
     explainer = Explainer(classifier, config.layer)
     request = _request(classifier, found.files, config)
     out = config.out.expanduser()
@@ -91,16 +90,6 @@ def command(**options: Any) -> int:
         raise DataError("no image could be read")
     writer.finish([str(error) for error in failed])
     return SOME_FAILED if failed else 0
-
-
-def _label(classifier: Classifier, name: str) -> int:
-    if name not in classifier.classes:
-        there = "; ".join(classifier.classes[:NAMED]) + "; ..." * (len(classifier.classes) > NAMED)
-        raise ConfigError(
-            f"--class {name}: {classifier.task} has no such class{nearest(name, classifier.classes)}; there are "
-            f"{there}"
-        )
-    return classifier.classes.index(name)
 
 
 def _request(

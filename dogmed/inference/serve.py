@@ -7,12 +7,13 @@ import os
 from dataclasses import field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
+from urllib.parse import urlsplit
 
 from annotated_types import Ge, Gt, Le
 
 from dogmed.config import configclass, recipe
 from dogmed.errors import ConfigError
-from dogmed.server import is_loopback, listen, terminable
+from dogmed.server import address, is_loopback, listen, terminable
 
 if TYPE_CHECKING:  # PyTorch: not for --help
     import socket
@@ -20,7 +21,9 @@ if TYPE_CHECKING:  # PyTorch: not for --help
     from dogmed.inference.serve_answers import Answers
 
 STOP_SECONDS = 3
-"""How long an answer that is on its way may take when the server is to end."""
+"""How long a request may take when the server is to end; then it ends after the image that it is at."""
+LOCAL = ("localhost", "127.0.0.1", "::1")
+"""What a server that listens on the loopback address may be called."""
 
 
 @configclass
@@ -33,6 +36,8 @@ class ServeConfig:
     """Address to listen on. There is no password: a public address is open to everyone."""
     port: Annotated[int, Ge(0), Le(65535)] = 7860
     """Port to listen on; a free one is taken when it is busy."""
+    address: str | None = None
+    """URL that people call it by, if something in front of it (with a password) has another."""
     max_mb: Annotated[float, Gt(0), Le(1000)] = 32
     """Largest upload in MB (of 1,000,000 bytes)."""
     device: str = "auto"
@@ -56,7 +61,9 @@ def serve(**options: Any) -> None:
     from dogmed.inference.classifier import load
     from dogmed.inference.serve_answers import Answers
 
-    with listen(config.host, config.port) as bound:  # before the model is opened: that takes longer
+    if config.address is not None and not urlsplit(config.address).hostname:
+        raise ConfigError(f"--address {config.address}: expected a URL, as https://lab.example")
+    with listen(config.host, config.port) as bound:  # who calls meanwhile waits
         classifier = load(
             config.model, device=config.device, weights_dir=config.weights_dir, out=config.runs
         )
@@ -68,26 +75,28 @@ def _run(bound: socket.socket, answers: Answers, config: ServeConfig) -> None:
     import uvicorn
 
     from dogmed.inference.serve_app import make_app
+    from dogmed.inference.serve_gate import Gate
 
-    port = bound.getsockname()[1]
-    name = config.host if ":" not in config.host else f"[{config.host}]"
-    address = f"http://{'localhost' if config.host in ('0.0.0.0', '::') else name}:{port}"
-    local = is_loopback(config.host)
-    app = make_app(answers, max_bytes=round(config.max_mb * 1e6), address=address, local=local)
-    uvicorn_config = uvicorn.Config(
-        app, log_level="warning", access_log=False, timeout_graceful_shutdown=STOP_SECONDS
+    port, url = bound.getsockname()[1], (config.address or address(bound)).rstrip("/")
+    app = Gate(
+        make_app(answers),
+        max_bytes=round(config.max_mb * 1e6),
+        hosts=LOCAL if is_loopback(bound) else None,
+        url=url,
     )
     if config.port not in (0, port):
         print(f"port {config.port} is busy, using {port}")
     print(f"{answers.title} on {answers.classifier.device}")
     for note in answers.notes:
         print(f"note: {note}")
-    if not local:
+    if not is_loopback(bound):
         print("note: whoever reaches this machine can use it: there is no password")
-    bound.listen()  # from now on requests wait instead of being refused
-    print(f"Drop images at {address}")
-    print(f"JSON: curl -F image=@scan.png {address}/predict")
+    print(f"Drop images at {url}")
+    print(f"JSON: curl -F image=@scan.png {url}/predict")
     print("Ctrl-C stops the server.", flush=True)
+    uvicorn_config = uvicorn.Config(
+        app, log_level="critical", access_log=False, timeout_graceful_shutdown=STOP_SECONDS
+    )
     with terminable():
         try:
             uvicorn.Server(uvicorn_config).run(sockets=[bound])

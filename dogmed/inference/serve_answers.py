@@ -1,16 +1,25 @@
-"""What the server says of an upload: one network, asked by one request at a time."""
+"""What the server says of images: one network, asked by one request at a time."""
 
 from __future__ import annotations
 
+import base64
+import io
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
+from itertools import islice
 from pathlib import PurePath
 from typing import Any
 
-from dogmed.errors import ConfigError, DataError, nearest, printable
+import numpy as np
+from PIL import Image
+
+from dogmed import __version__
+from dogmed.errors import ConfigError, DataError, printable
+from dogmed.inference.card import NO_DEVICE
 from dogmed.inference.classifier import Classifier, Predictions
 from dogmed.inference.explain_maps import Explainer, Explanation
+from dogmed.inference.explain_pictures import overlay
 from dogmed.inference.pictures import Picture
 
 
@@ -24,24 +33,16 @@ class Answers:
     def __init__(self, classifier: Classifier):
         self.classifier = classifier
         self._lock = threading.Lock()  # Grad-CAM puts hooks on the network
-        self.no_maps = ""
-        """Why there is no Grad-CAM of this network; empty if there is."""
-        self._explainer: Explainer | None = None
+        self.explainer: Explainer | None = None
+        """None where there is no Grad-CAM of the network."""
+        self.notes = [*classifier.notes]
+        """What should be said of the network."""
         try:
-            self._explainer = Explainer(classifier)
+            self.explainer = Explainer(classifier)
+            blank = np.zeros((classifier.size, classifier.size, 3), np.uint8)
+            self.explain(Picture("", blank, 1, 1, ()))  # the first takes seconds
         except ConfigError as error:
-            self.no_maps = str(error)
-
-    @property
-    def explainer(self) -> Explainer:
-        """Makes the maps.
-
-        Raises:
-            ConfigError: there is no Grad-CAM of this network.
-        """
-        if self._explainer is None:
-            raise ConfigError(self.no_maps)
-        return self._explainer
+            self.notes.append(str(error))
 
     @property
     def title(self) -> str:
@@ -54,71 +55,59 @@ class Answers:
             f"{asked.size} px, {sure}"
         )
 
-    @property
-    def notes(self) -> list[str]:
-        """What should be said of the network."""
-        notes = [*self.classifier.notes, *([self.no_maps] if self.no_maps else [])]
-        if self.classifier.seen.source == "synthetic":
-            notes.append("it was trained on SYNTHETIC images, and says nothing about real ones")
-        return notes
+    def read(self, content: bytes, name: str, most: int) -> list[Picture]:
+        """Decode an upload.
 
-    def read(self, content: bytes, name: str) -> Iterator[Picture]:
-        """Decode an upload, as ``Classifier.read``.
+        Args:
+            content: of a file.
+            name: of the file; folders are left away.
+            most: pages that it may have.
 
         Raises:
-            DataError: it is no image that can be classified.
+            DataError: it is no image that can be classified, or has more pages.
+            ConfigError: a library is missing that reading it takes.
         """
+        shown = printable(PurePath(name).name) or "upload"
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's, of what is decided in ``read``
-            yield from self.classifier.read(content, shown(name))
+            pictures = list(islice(self.classifier.read(content, shown), most + 1))
+        if len(pictures) > most:
+            raise DataError(
+                f"{shown} is one image too many for a request, in which each page is one"
+            )
+        return pictures
 
-    def predict(
-        self,
-        uploads: Sequence[tuple[str, bytes]],
-        *,
-        raw: bool = False,
-        on_error: Callable[[str, DataError], object] | None = None,
-    ) -> Predictions:
-        """Classify uploads (name, content), as ``Classifier.predict``.
-
-        Raises:
-            DataError: none could be read; without ``on_error``, one could not.
-        """
-        contents, names = [content for _, content in uploads], [shown(name) for name, _ in uploads]
+    def classify(self, pictures: Sequence[Picture], *, raw: bool = False) -> Predictions:
+        """As ``Classifier.classify``."""
         with self._lock:
-            return self.classifier.predict(contents, names=names, raw=raw, on_error=on_error)
-
-    def classify(self, picture: Picture) -> Predictions:
-        """Classify one picture."""
-        with self._lock:
-            return self.classifier.classify([picture])
+            return self.classifier.classify(pictures, raw=raw)
 
     def explain(self, picture: Picture, label: int | None = None) -> list[Explanation]:
-        """As ``Explainer.explain``.
-
-        Raises:
-            ConfigError: there is no Grad-CAM of this network.
-        """
+        """As ``Explainer.explain``; nothing where there is no Grad-CAM."""
         with self._lock:
-            return self.explainer.explain(picture, label)
+            return [] if self.explainer is None else self.explainer.explain(picture, label)
 
-    def label(self, name: str) -> int:
-        """The number of a class.
+    def overlays(self, picture: Picture, label: int | None) -> list[dict[str, Any]]:
+        """Explanations of a picture as JSON holds them, with the maps over it as PNG in base64."""
+        assert self.explainer is not None
+        return [
+            {
+                "class": one.name,
+                "layer": self.explainer.layer.name,
+                "peak": None if one.peak is None else {"x": one.peak.x, "y": one.peak.y},
+                "png": _png(overlay(picture.pixels, one.heat)),
+            }
+            for one in self.explain(picture, label)
+        ]
 
-        Raises:
-            DataError: there is no such class.
-        """
-        classes = self.classifier.classes
-        if name not in classes:
-            raise DataError(
-                f"no class {name}{nearest(name, classes)}: it has {', '.join(classes[:20])}"
-            )
-        return classes.index(name)
-
-
-def shown(name: str) -> str:
-    """The name of an upload, without folders and control characters."""
-    return printable(PurePath(name).name) or "upload"
+    def facts(self) -> dict[str, Any]:
+        """The network as JSON holds it."""
+        asked, record = self.classifier, self.classifier.trained.record
+        return {
+            "model": record.model, "task": asked.task, "kind": asked.kind, "classes": list(asked.classes),
+            "size": asked.size, "temperature": record.temperature, "sha256": record.sha256,
+            "dogmed": __version__, "notes": self.notes, "intended_use": NO_DEVICE,
+        }  # fmt: skip
 
 
 def rows(predicted: Predictions) -> list[dict[str, Any]]:
@@ -138,3 +127,9 @@ def rows(predicted: Predictions) -> list[dict[str, Any]]:
             strict=True,
         )
     ]
+
+
+def _png(pixels: np.ndarray) -> str:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return base64.b64encode(file.getvalue()).decode()

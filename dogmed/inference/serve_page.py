@@ -1,37 +1,48 @@
 """The web page of ``dogmed serve``, in Gradio: a place to drop an image, probabilities, and where they come from.
 
-The image goes to the server with each question, inside the request, and is held there for that answer only;
-Gradio's own uploads, which are files, are not used.
+Gradio lays the page out and shows the values. The images do not go through Gradio, which makes files of
+uploads and keeps values by session: the page's script sends them to ``/page``.
 """
 
 from __future__ import annotations
 
-import base64
+from collections.abc import Sequence
 from html import escape
-from itertools import islice
 from typing import Any
 
 import gradio as gr
 
-from dogmed.errors import DataError, DogmedError, printable
 from dogmed.inference.card import NO_DEVICE
+from dogmed.inference.explain_maps import Explainer, Explanation
 from dogmed.inference.explain_page import FIGURES, Shown, section
 from dogmed.inference.explain_pictures import KERNELS_NOTE, caveat
+from dogmed.inference.pictures import Picture
 from dogmed.inference.serve_answers import Answers
 
-DECIDED = "what is decided for"
-"""Of the list of classes to explain: none is chosen."""
 SHOWN_CLASSES = 14
+THEME = gr.themes.Default(
+    font=[
+        "system-ui",
+        "-apple-system",
+        "Segoe UI",
+        "Roboto",
+        "Helvetica Neue",
+        "Arial",
+        "sans-serif",
+    ],
+    font_mono=["ui-monospace", "Menlo", "Consolas", "monospace"],
+)
+"""Gradio's, with fonts that are on every machine."""
+CSS = ".html-container { padding-inline: 0 !important; }"
+"""Of the whole page: texts begin where the boxes do."""
 COLOURS = """
 --ink: var(--body-text-color); --faint: color-mix(in srgb, var(--body-text-color) 70%, transparent);
 --line: var(--border-color-primary); --warn: color-mix(in srgb, #d97706 60%, var(--body-text-color));
 """
-CSS = ".html-container { padding-inline: 0 !important; }"
-"""Of the whole page: texts begin where the boxes do."""
 DROP = """
-<label class="drop"><input type="file" accept="image/*,.dcm,.dicom,.tif,.tiff">
+<label class="drop"><input type="file" aria-label="image">
 <b>Drop an image here</b> or click to choose one
-<span>PNG, JPEG, TIFF, BMP, WebP, GIF, DICOM; ${limit}</span><output></output></label>
+<span>PNG, JPEG, TIFF, BMP, WebP, GIF, DICOM</span><output></output></label>
 """
 DROP_STYLE = """
 .drop { display: flex; flex-direction: column; align-items: center; justify-content: center; gap: .3rem;
@@ -40,23 +51,15 @@ DROP_STYLE = """
 .drop:hover, .drop:focus-within, .drop.over { border-color: var(--color-accent); }
 .drop input { position: absolute; inset: 0; opacity: 0; cursor: pointer; }
 .drop span { opacity: .7; font-size: .86rem; }
+.drop.busy output::after { content: " ..."; }
 """
 DROP_SCRIPT = """
 const send = file => {
   if (!file) return;
-  const say = text => { element.querySelector('output').textContent = text; };
-  if (file.size > props.max_bytes) {
-    say(file.name + ' is too large: ' + (file.size / 1e6).toFixed(1) + ' MB; ' + props.limit);
-    return;
-  }
-  const reader = new FileReader();
-  reader.onerror = () => say(file.name + ' cannot be read');
-  reader.onload = () => {
-    say(file.name);
-    props.value = {name: file.name, content: reader.result.slice(reader.result.indexOf(',') + 1)};
-    trigger('upload');
-  };
-  reader.readAsDataURL(file);
+  window.dogmed = Object.assign(window.dogmed || {}, {file: file});
+  element.querySelector('output').textContent = file.name;
+  props.value = (props.value || 0) + 1;
+  trigger('upload');
 };
 element.addEventListener('change', event => { send(event.target.files[0]); event.target.value = ''; });
 for (const kind of ['dragenter', 'dragover', 'dragleave', 'drop'])
@@ -67,89 +70,86 @@ for (const kind of ['dragenter', 'dragover', 'dragleave', 'drop'])
     if (kind === 'drop') send(event.dataTransfer.files[0]);
   });
 """
+ASK = """
+async (drops, label) => {
+  const state = window.dogmed;
+  if (!state) return [{}, ''];
+  if (state.asked) state.asked.abort();
+  const asked = state.asked = new AbortController();
+  const ask = async () => {
+    const form = new FormData();
+    form.append('image', state.file, state.file.name);
+    const where = 'page' + (label < 0 ? '' : '?label=' + label);
+    const answer = await fetch(where, {method: 'POST', body: form, signal: asked.signal});
+    const told = await answer.json();
+    if (told.error) throw new Error(told.error);
+    const all = Object.entries(told.probabilities).map(([label, confidence]) => ({label, confidence}));
+    all.sort((a, b) => b.confidence - a.confidence);
+    return [{label: all[0].label, confidences: all.slice(0, SHOWN_CLASSES)}, told.html];
+  };
+  const busy = document.querySelector('.drop').classList;
+  busy.add('busy');
+  let mine = state.answer = ask();
+  for (;;) {  // the answer to the newest question is that to all which it has overtaken
+    const answer = await mine.catch(error => {
+      const line = document.createElement('p');
+      line.className = 'warning';
+      line.textContent = error.message;
+      return [{}, line.outerHTML];
+    });
+    if (mine === state.answer) {
+      busy.remove('busy');
+      return answer;
+    }
+    mine = state.answer;
+  }
+}
+""".replace("SHOWN_CLASSES", str(SHOWN_CLASSES))
+ADDRESS_SCRIPT = """
+element.querySelector('.address').textContent = location.href.replace(/[?#].*/, '').replace(/[/]$/, '');
+"""
 
 
-def make_page(answers: Answers, *, max_bytes: int, address: str) -> gr.Blocks:
-    """Lay out the page.
-
-    Args:
-        answers: of the network.
-        max_bytes: of an upload.
-        address: of the server, without a slash at its end.
-    """
-    limit = f"at most {max_bytes / 1e6:g} MB"
+def make_page(answers: Answers) -> gr.Blocks:
+    """Lay out the page."""
     asked = answers.classifier
-
-    def answer(upload: Any, name: str) -> tuple[dict[str, float] | None, str]:
-        try:
-            return _answer(answers, upload, None if name == DECIDED else name, max_bytes)
-        except DogmedError as error:
-            return None, f'<p class="warning">{escape(printable(str(error)))}</p>'
-
-    with gr.Blocks(
-        title=f"{asked.trained.record.model} for {asked.task}", analytics_enabled=False
-    ) as page:
+    several = asked.kind == "multi-label"
+    title = f"{asked.trained.record.model} for {asked.task}"
+    with gr.Blocks(title=title, analytics_enabled=False) as page:
         gr.HTML(_head(answers))
         with gr.Row():
             drop = gr.HTML(
-                html_template=DROP, css_template=DROP_STYLE, js_on_load=DROP_SCRIPT,
-                max_bytes=max_bytes, limit=limit, min_width=280,
-            )  # fmt: skip
+                html_template=DROP, css_template=DROP_STYLE, js_on_load=DROP_SCRIPT, min_width=280
+            )
             told = gr.Label(
+                label="probability of each label" if several else "probabilities",
+                show_heading=not several,
                 min_width=280,
-                label="probability of each label"
-                if asked.kind == "multi-label"
-                else "probabilities",
-                num_top_classes=SHOWN_CLASSES,
-                show_heading=asked.kind != "multi-label",
             )
         classes = gr.Dropdown(
-            [DECIDED, *asked.classes], value=DECIDED, label="Explain", visible=not answers.no_maps
+            [("what is decided for", -1), *((name, k) for k, name in enumerate(asked.classes))],
+            value=-1,
+            label="Explain",
+            visible=answers.explainer is not None,
         )
         where = gr.HTML(css_template=COLOURS + FIGURES)
-        gr.HTML(_foot(answers, address))
-        given: dict[str, Any] = {
-            "inputs": [drop, classes],
-            "outputs": [told, where],
-            "api_visibility": "private",
-        }
-        drop.upload(answer, **given)
-        classes.input(answer, **given)
+        gr.HTML(_foot(answers), js_on_load=ADDRESS_SCRIPT)
+        asking: dict[str, Any] = {
+            "fn": None, "js": ASK, "inputs": [drop, classes], "outputs": [told, where],
+            "trigger_mode": "multiple", "api_visibility": "private",
+        }  # fmt: skip
+        drop.upload(**asking)
+        classes.input(**asking)
     return page
 
 
-def _answer(
-    answers: Answers, upload: Any, name: str | None, max_bytes: int
-) -> tuple[dict[str, float] | None, str]:
-    """Probabilities, and the figures as HTML."""
-    if not upload:
-        return None, ""
-    picture, *more = islice(answers.read(*_sent(upload, max_bytes)), 2)
-    predicted = answers.classify(picture)
-    warnings = [predicted.warnings[0]] if predicted.warnings[0] else []
-    if more:
-        warnings.append("only its first page is shown")
-    (values,) = predicted.probabilities
-    probabilities = dict(zip(predicted.classes, map(float, values), strict=True))
-    if answers.no_maps:
-        return probabilities, "".join(f'<p class="warning">{escape(w)}</p>' for w in warnings)
-    found = answers.explain(picture, None if name is None else answers.label(name))
-    return probabilities, section(answers.explainer, Shown(picture, found, "; ".join(warnings)))
-
-
-def _sent(upload: Any, max_bytes: int) -> tuple[bytes, str]:
-    """The content and the name of what the page's script sends.
-
-    Raises:
-        DataError: it is too large, or not what the script sends.
-    """
-    try:
-        content, name = base64.b64decode(upload["content"], validate=True), str(upload["name"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise DataError("the upload is damaged: drop the image again") from error
-    if len(content) > max_bytes:
-        raise DataError(f"the upload has {len(content) / 1e6:.1f} MB, at most {max_bytes / 1e6:g}")
-    return content, name
+def fragment(
+    explainer: Explainer | None, picture: Picture, found: Sequence[Explanation], warning: str
+) -> str:
+    """What the page shows of an image below its probabilities."""
+    if explainer is None:
+        return f'<p class="warning">{escape(warning)}</p>' if warning else ""
+    return section(explainer, Shown(picture, found, warning))
 
 
 def _head(answers: Answers) -> str:
@@ -161,12 +161,12 @@ def _head(answers: Answers) -> str:
     )
 
 
-def _foot(answers: Answers, address: str) -> str:
-    notes = [] if answers.no_maps else [caveat(answers.explainer)]
-    if not answers.no_maps and answers.explainer.dog:
+def _foot(answers: Answers) -> str:
+    notes = [] if answers.explainer is None else [caveat(answers.explainer)]
+    if answers.explainer is not None and answers.explainer.dog:
         notes.append(KERNELS_NOTE)
     told = "".join(f"<p>{escape(note)}</p>" for note in notes)
     return (
         f"<small>{told}<p>No upload is kept. As JSON: "
-        f"<code>curl -F image=@scan.png {escape(address)}/predict</code></p></small>"
+        '<code>curl -F image=@scan.png <span class="address"></span>/predict</code></p></small>'
     )

@@ -147,7 +147,7 @@ def test_the_same_request_is_answered_again_and_another_elsewhere(
         (["nowhere.png"], "there is no file or folder nowhere.png"),
         (["a.png", "--layer", "stage.1"], "did you mean 'stages.1'"),
         (["a.png", "--layer", "stages.3"], "gives (1, 32, 1, 1), expected square maps"),
-        (["a.png", "--class", "cyst"], "--class cyst: hues has no such class; there are 0; 1; 2"),
+        (["a.png", "--class", "cyst"], "class cyst: hues has no such class; there are 0; 1; 2"),
         (["a.png", "--out", "a.png"], "is not a folder"),
         (["a.png", "--out", "."], "has files that are no explanations"),
         (["empty.png"], "no image could be read"),
