@@ -7,6 +7,7 @@ The command line prints the line and exits with the class's ``exit_code``; a lib
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterable
 
 
@@ -63,6 +64,7 @@ def reason(error: BaseException) -> str:
     return lines[0].rstrip(". ") if lines else type(error).__name__
 
 
-def printable(text: str) -> str:
-    """Keep a text on one line, and control characters of file names off the terminal."""
-    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
+def printable(text: str | os.PathLike[str]) -> str:
+    """Keep a text on one line and in UTF-8, and control characters of file names off the terminal."""
+    plain = os.fsencode(text).decode("utf-8", "backslashreplace")
+    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in plain)

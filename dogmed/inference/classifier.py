@@ -18,7 +18,7 @@ from PIL import Image
 from dogmed import metrics
 from dogmed.data.loader import Batches
 from dogmed.distributed import open_device
-from dogmed.errors import ConfigError, DataError, WeightsError, nearest
+from dogmed.errors import ConfigError, DataError, WeightsError, nearest, printable
 from dogmed.inference.likeness import channels, unlike
 from dogmed.inference.pictures import Picture, Source, read
 from dogmed.models.locate import open_model
@@ -88,7 +88,9 @@ class Classifier:
         self.notes: tuple[str, ...] = ()
         """What should be said of the model."""
         if trained.record.temperature is None:
-            self.notes = ("no temperature was fitted to this network: probabilities are raw",)
+            self.notes += ("no temperature was fitted to this network: probabilities are raw",)
+        if seen.source == "synthetic":
+            self.notes += ("it was trained on SYNTHETIC images, and says nothing about real ones",)
 
     def predict(
         self,
@@ -274,7 +276,7 @@ def _named(
     if names is not None:
         return zip(names, many, strict=True)
     return (
-        (_shown(image) if isinstance(image, str | os.PathLike) else f"image {number}", image)
+        (printable(image) if isinstance(image, str | os.PathLike) else f"image {number}", image)
         for number, image in enumerate(many)
     )
 
@@ -291,9 +293,3 @@ def _many(images: Source | Iterable[Source]) -> Iterable[Source]:
     if isinstance(images, str | os.PathLike | bytes | Image.Image):
         return [images]
     return images
-
-
-def _shown(path: str | os.PathLike[str]) -> str:
-    """A path that can stand in a line of UTF-8."""
-    text = os.fsencode(path).decode("utf-8", "backslashreplace")
-    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)

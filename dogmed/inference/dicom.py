@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,16 @@ from PIL import Image
 from dogmed.errors import ConfigError, DataError, reason
 
 
-def read_dicom(path: Path, name: str, max_pixels: int) -> tuple[Image.Image, tuple[str, ...]]:
+def read_dicom(
+    file: Path | BytesIO, name: str, max_pixels: int
+) -> tuple[Image.Image, tuple[str, ...]]:
     """Decode a file of one frame, and say what was done to its values.
 
     They are rescaled as the file says and then windowed: black and white are the ends of its first window
     (PS3.3 C.11.2.1.2, linear), or its lowest and highest value where it names none. MONOCHROME1 is inverted.
 
     Args:
-        path: of the file.
+        file: its path, or what it holds.
         name: that it goes by.
         max_pixels: of a frame.
 
@@ -35,10 +38,16 @@ def read_dicom(path: Path, name: str, max_pixels: int) -> tuple[Image.Image, tup
 
     quiet()  # MONAI imports MLflow
     from monai.data import PydicomReader
+    from pydicom import dcmread
 
-    reader = PydicomReader(swap_ij=False)
+    class Reader(PydicomReader):  # MONAI's takes nothing but a file's name
+        def read(self, data: Any, **kwargs: Any) -> Any:
+            self.filenames, self.has_series = [name], False
+            return dcmread(data)
+
+    reader = Reader(swap_ij=False)
     try:
-        dataset: Any = reader.read(path)
+        dataset: Any = reader.read(file)
         if "Rows" not in dataset or "Columns" not in dataset:
             raise DataError(f"{name} is DICOM without an image")
         frames = int(dataset.get("NumberOfFrames") or 1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import field
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from dogmed.config import configclass, recipe
 from dogmed.console import count
-from dogmed.errors import ConfigError, DataError
+from dogmed.errors import ConfigError, DataError, printable
 from dogmed.flags import called
 
 if TYPE_CHECKING:  # PyTorch: not for --help
@@ -99,7 +98,7 @@ def _request(
     return {
         "model": classifier.trained.title,
         "sha256": classifier.trained.record.sha256,
-        "files": [_shown(file.absolute()) for file in files],
+        "files": [printable(file.absolute()) for file in files],
         "class": config.class_,
         "layer": config.layer,
     }
@@ -139,7 +138,7 @@ def _explained(
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # Pillow's, of what is decided in ``read``
-                pictures = list(explainer.classifier.read(file, _shown(file)))
+                pictures = list(explainer.classifier.read(file, printable(file)))
         except DataError as error:
             failed.append(error)
             continue
@@ -249,8 +248,6 @@ def _introduce(explainer: Explainer, files: int) -> None:
         print("note: later maps have a single cell and show no place")
     for note in classifier.notes:
         print(f"note: {note}")
-    if classifier.trained.record.data.source == "synthetic":
-        print("note: it was trained on SYNTHETIC images, and says nothing about real ones")
     print(f"note: {caveat(explainer)}")
     if layer.side < COARSE:
         finer = [f"{name} ({side}×{side})" for name, side in explainer.places.items()
@@ -259,9 +256,3 @@ def _introduce(explainer: Explainer, files: int) -> None:
             print(
                 f"note: finer maps, of layers that know less of the whole: --layer {', '.join(finer)}"
             )
-
-
-def _shown(path: Path) -> str:
-    """A path that can stand in a line of UTF-8."""
-    text = os.fsencode(path).decode("utf-8", "backslashreplace")
-    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)

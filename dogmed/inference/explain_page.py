@@ -79,13 +79,11 @@ def page(explainer: Explainer, shown: Sequence[Shown], unread: Sequence[str]) ->
         unread: why others could not be read, a line each.
     """
     trained = explainer.classifier.trained
-    synthetic = trained.record.data.source == "synthetic"
     facts = [
         f"maps of {explainer.layer.name}",
         count(len(shown), "image"),
         f"sha256 {trained.record.sha256[:12]}",
         *explainer.classifier.notes,
-        *(["trained on SYNTHETIC images, and says nothing about real ones"] if synthetic else []),
     ]
     parts = [
         f"<header><h1>Grad-CAM of {escape(trained.title)}</h1>",

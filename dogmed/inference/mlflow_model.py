@@ -7,16 +7,20 @@ from __future__ import annotations
 
 import base64
 import threading
-from collections.abc import Mapping
+import warnings
+from collections.abc import Sequence
+from itertools import islice
 from typing import Any
 
 import pandas as pd
 
-from dogmed.errors import DataError
-from dogmed.inference.classifier import Classifier, Predictions, load
+from dogmed.errors import DataError, DogmedError
+from dogmed.inference.classifier import Classifier, load
+from dogmed.inference.pictures import Picture
+from dogmed.tracking.servable import COLUMN
 
-COLUMN = "image"
-"""Of the table that is asked; ``dogmed.tracking.servable`` declares it to MLflow."""
+BATCH = 64
+"""Images at once."""
 
 
 class TableClassifier:
@@ -44,44 +48,42 @@ class TableClassifier:
             For each row ``predicted``, ``p_CLASS`` of each class (calibrated), ``warning`` and ``error``,
             which are "" for nothing.
         """
-        names = [f"row {number}" for number in range(len(table))]
-        found, errors = self._classify(dict(zip(names, table[COLUMN], strict=True)))
+        rows = list[list[Any]]()
+        for start in range(0, len(table), BATCH):
+            rows += self._answer(list(table[COLUMN])[start : start + BATCH], start)
         columns = [f"p_{name}" for name in self.classifier.classes]
-        rows: dict[str, list[Any]] = {
-            name: [None, *[None] * len(columns), "", errors.get(name, _several(name))]
-            for name in names
-        }
-        answered = 0
-        for part in found:
-            for name, classes, values, warning in zip(
-                part.files, part.names, part.probabilities, part.warnings, strict=True
-            ):
-                if name in rows:  # else a page of many
-                    rows[name] = ["; ".join(classes), *map(float, values), warning, ""]
-                    answered += 1
         header = ["predicted", *columns, "warning", "error"]
-        told = pd.DataFrame(list(rows.values()), table.index, header, dtype=object)
-        return told.astype(dict.fromkeys(columns, float)) if answered == len(rows) else told
+        told = pd.DataFrame(rows, table.index, header, dtype=object)
+        return told if told["error"].any() else told.astype(dict.fromkeys(columns, float))
 
-    def _classify(self, cells: Mapping[str, Any]) -> tuple[list[Predictions], dict[str, str]]:
-        """What the network says of the images that can be read, and why others cannot, by name."""
-        files, errors = dict[str, bytes](), dict[str, str]()
-        for name, cell in cells.items():
+    def _answer(self, cells: Sequence[Any], start: int) -> list[list[Any]]:
+        """The rows of the answer to some cells, of which ``start`` came before."""
+        pictures, errors = dict[int, Picture](), dict[int, str]()
+        for number, cell in enumerate(cells):
             try:
-                files[name] = _content(cell, name)
-            except DataError as error:
-                errors[name] = str(error)
-
-        def note(name: str, error: DataError) -> None:
-            errors[name] = str(error)
-
-        try:
+                pictures[number] = self._read(cell, f"row {start + number}")
+            except DogmedError as error:
+                errors[number] = str(error)
+        classes = len(self.classifier.classes)
+        rows: list[list[Any]] = [
+            [None, *[None] * classes, "", errors.get(k, "")] for k in range(len(cells))
+        ]
+        if pictures:
             with self._alone:
-                return [self.classifier.predict(files.values(), names=files, on_error=note)], errors
-        except DataError:
-            if len(errors) < len(cells):  # else it says that there was none to be read
-                raise
-            return [], errors
+                told = self.classifier.classify(list(pictures.values()))
+            for number, names, values, warning in zip(
+                pictures, told.names, told.probabilities, told.warnings, strict=True
+            ):
+                rows[number] = ["; ".join(names), *map(float, values), warning, ""]
+        return rows
+
+    def _read(self, cell: Any, name: str) -> Picture:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's, of what is decided in ``read``
+            picture, *more = islice(self.classifier.read(_content(cell, name), name), 2)
+        if more:
+            raise DataError(f"{name} has several pages: send each as a row of its own")
+        return picture
 
 
 def _load_pyfunc(path: str) -> TableClassifier:
@@ -102,7 +104,3 @@ def _content(cell: Any, name: str) -> bytes:
     except ValueError as error:
         reason = str(error).lower()
         raise DataError(f"{name} is not base64 of an image file ({reason})") from error
-
-
-def _several(name: str) -> str:
-    return f"{name} has several pages: send each as a row of its own"

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 from typing import TypeAlias
 
 import numpy as np
@@ -71,8 +69,7 @@ def read(source: Source, name: str, *, size: int, grey: bool) -> Iterator[Pictur
         _refuse_huge(source.height, source.width, name)
         yield _picture(*_eight_bits(source, name), name, size, grey)
     elif isinstance(source, bytes):
-        with _of_bytes(source) as file:
-            yield from _decode(file, source[:132], name, size, grey)
+        yield from _decode(BytesIO(source), source[:132], name, size, grey)
     elif isinstance(source, str | os.PathLike):
         path = Path(source)
         yield from _decode(path, _start(path, name), name, size, grey)
@@ -101,18 +98,6 @@ def _start(path: Path, name: str) -> bytes:
         ) from error
 
 
-@contextmanager
-def _of_bytes(content: bytes) -> Iterator[Path | BytesIO]:
-    """Something to open; MONAI's reader of DICOM takes nothing but a file's path."""
-    if not is_dicom(content[:132]):
-        yield BytesIO(content)
-        return
-    with NamedTemporaryFile(prefix="dogmed-", suffix=".dcm") as file:
-        file.write(content)
-        file.flush()
-        yield Path(file.name)
-
-
 def _decode(
     file: Path | BytesIO, start: bytes, name: str, size: int, grey: bool
 ) -> Iterator[Picture]:
@@ -121,7 +106,6 @@ def _decode(
     if is_dicom(start):
         from dogmed.inference.dicom import read_dicom
 
-        assert isinstance(file, Path)
         image, notes = read_dicom(file, name, MAX_PIXELS)
         yield _picture(image, notes, name, size, grey)
         return

@@ -187,7 +187,6 @@ def _table(predicted: Predictions) -> str:
 
 
 def _introduce(classifier: Classifier, total: str, raw: bool) -> None:
-    record = classifier.trained.record
     sure = "raw probabilities" if raw else f"temperature {classifier.temperature:.3f}"
     print(
         f"{classifier.trained.title}: {classifier.kind}, {len(classifier.classes)} classes, "
@@ -195,8 +194,6 @@ def _introduce(classifier: Classifier, total: str, raw: bool) -> None:
     )
     for note in classifier.notes:
         print(f"note: {note}")
-    if record.data.source == "synthetic":
-        print("note: it was trained on SYNTHETIC images, and says nothing about real ones")
 
 
 def _conclude(out: Path, predicted: Predictions, failed: Sequence[DataError], form: str) -> None:

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 NAME = "MLmodel"
 LOADER = "dogmed.inference.mlflow_model"
+COLUMN = "image"
+"""Of the table that is asked."""
 
 
 def servable(weights: Path) -> WeightsRecord | None:
@@ -63,7 +65,7 @@ def _signature(record: WeightsRecord) -> ModelSignature:
     from mlflow.types import ColSpec, DataType, Schema, TensorSpec
 
     image = ColSpec(
-        DataType.string, "image"
+        DataType.string, COLUMN
     )  # base64: MLflow's own decoding passes over what is none
     told: list[ColSpec | TensorSpec] = [ColSpec(DataType.string, "predicted", required=False)]
     told += [ColSpec(DataType.double, f"p_{name}", required=False) for name in record.data.classes]

@@ -26,8 +26,8 @@ def weights_of_run(run_id: str, out: Path) -> Iterator[Path]:
     uri = default_uri(out)
     if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).is_file():
         raise WeightsError(
-            f"no MLflow store at {shown(uri)} to find run {run_id} in: --out names the folder of the runs, "
-            "or MLFLOW_TRACKING_URI the store"
+            f"no MLflow store at {shown(uri)} to find run {run_id} in: --runs (of the analyses, --out) names "
+            "the folder of the runs, or MLFLOW_TRACKING_URI the store"
         )
     try:
         client = open_store(uri, out)

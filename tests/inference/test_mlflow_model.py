@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import json
 import re
-from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
 
@@ -104,11 +103,3 @@ def test_a_table_without_a_single_image_is_answered(served: TableClassifier) -> 
     assert told["error"].str.startswith(("row 0", "row 1")).all()
     assert len(ask(served)) == 0
     assert list(ask(served).columns) == list(told.columns)
-
-
-def test_requests_at_once_do_not_mix(served: TableClassifier) -> None:
-    tables = [[image_file(10 * n + k) for k in range(3)] for n in range(6)]
-    expected = [ask(served, *table) for table in tables]
-    with ThreadPoolExecutor(3) as pool:
-        found = list(pool.map(lambda table: ask(served, *table), tables))
-    assert all(a.equals(b) for a, b in zip(found, expected, strict=True))
