@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import base64
+import io
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from dogmed import config
 from dogmed.finetune.config import FinetuneConfig
@@ -50,3 +55,47 @@ def run(npz: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def classifier(run: Path) -> Classifier:
     return load(run, device="cpu")
+
+
+@pytest.fixture(scope="session")
+def answers(classifier: Classifier) -> Any:
+    """What a server says of the network."""
+    pytest.importorskip("gradio", reason="the extra dogmed[serve] is missing")
+    from dogmed.inference.serve_answers import Answers
+
+    return Answers(classifier)
+
+
+@pytest.fixture(scope="session")
+def images(npz: Path) -> list[np.ndarray]:
+    """Three of test."""
+    with np.load(npz) as file:
+        return list(file["test_images"][:3])
+
+
+@pytest.fixture(scope="session")
+def as_png() -> Callable[[np.ndarray], bytes]:
+    def save(pixels: np.ndarray) -> bytes:
+        file = io.BytesIO()
+        Image.fromarray(pixels).save(file, "PNG")
+        return file.getvalue()
+
+    return save
+
+
+@pytest.fixture(scope="session")
+def as_tiff() -> Callable[[Sequence[np.ndarray]], bytes]:
+    """A page each."""
+
+    def save(images: Sequence[np.ndarray]) -> bytes:
+        file, pages = io.BytesIO(), [Image.fromarray(image) for image in images]
+        pages[0].save(file, "TIFF", save_all=True, append_images=pages[1:])
+        return file.getvalue()
+
+    return save
+
+
+@pytest.fixture(scope="session")
+def pixels_of() -> Callable[[str], np.ndarray]:
+    """The pixels of an image file in base64."""
+    return lambda text: np.asarray(Image.open(io.BytesIO(base64.b64decode(text))), dtype=int)
