@@ -26,9 +26,10 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
 COMMAND = """
-import os, sys
+import os, sys, tempfile
 from dogmed.cli import main
 os.environ |= environment
+tempfile.tempdir = None  # found anew
 if "RANK" in environment:
     import torch
     torch.set_num_threads(1)  # as torchrun

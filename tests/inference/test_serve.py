@@ -7,11 +7,10 @@ import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
@@ -29,42 +28,44 @@ START_SECONDS = 120
 MAX_MB = 0.5
 
 
-def start(run: Path, folder: Path, *words: str) -> tuple[subprocess.Popen[bytes], str, Path]:
-    """Start ``dogmed serve`` in an empty folder, with another for temporary files; its address and words."""
-    (folder / "here").mkdir(parents=True)
-    (folder / "tmp").mkdir()
-    log = folder / "log"
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "dogmed", "serve", str(run), "--device", "cpu", *words],
-            cwd=folder / "here", env=os.environ | {"TMPDIR": str(folder / "tmp"), "OMP_NUM_THREADS": "1"},
-            stdout=output, stderr=subprocess.STDOUT,
-        )  # fmt: skip
-    end = time.monotonic() + START_SECONDS
-    while "Ctrl-C stops" not in log.read_text():
-        assert process.poll() is None and time.monotonic() < end, log.read_text()
-        time.sleep(0.1)
-    match = re.search(r"Drop images at (\S+)", log.read_text())
-    assert match
-    return process, match[1], log
+@pytest.fixture(scope="module")
+def start(start_dogmed: Callable, run: Path) -> Callable[..., tuple[ForkServerProcess, str, Path]]:
+    """Start ``dogmed serve`` with a place of its own for temporary files; its address and what it says."""
+
+    def start(folder: Path, *words: str) -> tuple[ForkServerProcess, str, Path]:
+        (folder / "tmp").mkdir()
+        log = folder / "log"
+        log.touch()
+        command = ["serve", str(run), "--device", "cpu", *words]
+        process = start_dogmed(command, log, TMPDIR=str(folder / "tmp"))
+        end = time.monotonic() + START_SECONDS
+        while "Ctrl-C stops" not in log.read_text():
+            assert process.is_alive() and time.monotonic() < end, log.read_text()
+            time.sleep(0.1)
+        match = re.search(r"Drop images at (\S+)", log.read_text())
+        assert match
+        return process, match[1], log
+
+    return start
 
 
 def written(folder: Path) -> list[Path]:
-    """Files that a server has left, of those that ``start`` has given it places for."""
-    return [p for place in ("here", "tmp") for p in (folder / place).rglob("*") if p.is_file()]
+    """Files that a server has left where temporary ones go."""
+    return [path for path in (folder / "tmp").rglob("*") if path.is_file()]
 
 
 @pytest.fixture(scope="module")
-def server(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def server(start: Callable, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("server")
-    process, address, log = start(run, folder, "--port", "0", "--max-mb", str(MAX_MB))
+    process, address, log = start(folder, "--port", "0", "--max-mb", str(MAX_MB))
     try:
         yield address
-        assert process.poll() is None, log.read_text()
+        assert process.is_alive(), log.read_text()
         assert written(folder) == [], "while it runs"
     finally:
         process.terminate()
-        assert process.wait(30) == 0, log.read_text()
+        process.join(30)
+        assert process.exitcode == 0, log.read_text()
     assert written(folder) == []
     assert "Traceback" not in log.read_text(), log.read_text()
 
@@ -89,12 +90,12 @@ def test_what_is_too_large_is_refused(server: str) -> None:
 
 
 def test_behind_a_proxy_on_a_busy_port_and_ctrl_c_while_it_answers(
-    run: Path, images: list[np.ndarray], as_tiff: Callable, tmp_path: Path
+    start: Callable, images: list[np.ndarray], as_tiff: Callable, tmp_path: Path
 ) -> None:
     with listen("127.0.0.1", 0) as busy:
         port = busy.getsockname()[1]
         words = ("--port", str(port), "--address", "https://lab.example/")
-        process, address, log = start(run, tmp_path, *words)
+        process, address, log = start(tmp_path, *words)
     try:
         assert address == "https://lab.example"
         match = re.search(rf"port {port} is busy, using (\d+)", log.read_text())
@@ -110,12 +111,12 @@ def test_behind_a_proxy_on_a_busy_port_and_ctrl_c_while_it_answers(
             content = as_tiff(images[:1] * 64)
             answer = pool.submit(post, here, ("a.tif", content), overlay="1")
             time.sleep(0.5)
-            process.send_signal(signal.SIGINT)
-            assert process.wait(30) == 0, log.read_text()
+            os.kill(process.pid, signal.SIGINT)
+            process.join(30)
+            assert process.exitcode == 0, log.read_text()
             answer.exception()
     finally:
         process.kill()
-        process.wait()
     assert "Traceback" not in log.read_text()
     assert written(tmp_path) == []
 
