@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
+import threading
 from dataclasses import field
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import urlsplit
 
@@ -21,7 +23,7 @@ if TYPE_CHECKING:  # PyTorch: not for --help
     from dogmed.inference.serve_answers import Answers
 
 STOP_SECONDS = 3
-"""How long a request may take when the server is to end; then it ends after the image that it is at."""
+"""How long a request may take when the server is to end; it is given up then, and cut off after as long again."""
 LOCAL = ("localhost", "127.0.0.1", "::1")
 """What a server that listens on the loopback address may be called."""
 
@@ -56,14 +58,17 @@ def serve(**options: Any) -> None:
         WeightsError: there is no such model, or it is no classifier.
     """
     config = ServeConfig(**options)
-    if importlib.util.find_spec("gradio") is None:
-        raise ConfigError("dogmed serve needs Gradio: pip install 'dogmed[serve]'")
+    try:
+        version("gradio")
+    except PackageNotFoundError:
+        raise ConfigError("dogmed serve needs Gradio: pip install 'dogmed[serve]'") from None
     from dogmed.inference.classifier import load
     from dogmed.inference.serve_answers import Answers
 
     if config.address is not None and not urlsplit(config.address).hostname:
         raise ConfigError(f"--address {config.address}: expected a URL, as https://lab.example")
     with listen(config.host, config.port) as bound:  # who calls meanwhile waits
+        print(f"opening {config.model} ...", flush=True)
         classifier = load(
             config.model, device=config.device, weights_dir=config.weights_dir, out=config.runs
         )
@@ -94,11 +99,19 @@ def _run(bound: socket.socket, answers: Answers, config: ServeConfig) -> None:
     print(f"Drop images at {url}")
     print(f"JSON: curl -F image=@scan.png {url}/predict")
     print("Ctrl-C stops the server.", flush=True)
+
+    class Server(uvicorn.Server):
+        def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+            last = threading.Timer(2 * STOP_SECONDS, os._exit, (0,))  # threads cannot be stopped
+            last.daemon = True
+            last.start()
+            super().handle_exit(sig, frame)
+
     uvicorn_config = uvicorn.Config(
         app, log_level="critical", access_log=False, timeout_graceful_shutdown=STOP_SECONDS
     )
     with terminable():
         try:
-            uvicorn.Server(uvicorn_config).run(sockets=[bound])
+            Server(uvicorn_config).run(sockets=[bound])
         except KeyboardInterrupt:
             return

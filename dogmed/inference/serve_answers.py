@@ -33,6 +33,7 @@ class Answers:
     def __init__(self, classifier: Classifier):
         self.classifier = classifier
         self._lock = threading.Lock()  # Grad-CAM puts hooks on the network
+        self._reading = threading.Lock()  # an image may take half a gigabyte
         self.explainer: Explainer | None = None
         """None where there is no Grad-CAM of the network."""
         self.notes = [*classifier.notes]
@@ -68,7 +69,7 @@ class Answers:
             ConfigError: a library is missing that reading it takes.
         """
         shown = printable(PurePath(name).name) or "upload"
-        with warnings.catch_warnings():
+        with self._reading, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's, of what is decided in ``read``
             pictures = list(islice(self.classifier.read(content, shown), most + 1))
         if len(pictures) > most:

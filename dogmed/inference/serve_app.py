@@ -19,16 +19,18 @@ from fastapi.responses import JSONResponse, Response
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from dogmed.errors import ConfigError, DogmedError, printable
 from dogmed.inference.pictures import Picture
 from dogmed.inference.serve_answers import Answers, rows
 from dogmed.inference.serve_gate import refusal
-from dogmed.inference.serve_page import CSS, THEME, fragment, make_page
+from dogmed.inference.serve_page import CSS, THEME, figures, make_page, warning
 
 MOST = 64
 """Images of a request, and files; each page of a file is an image."""
 OPTIONS = ("raw", "overlay", "class")
+NO_FILE = "no file in a form: curl -F image=@scan.png"
 GONE = 499
 """The status for those who do not wait any more; nobody reads it."""
 T = TypeVar("T")
@@ -60,7 +62,8 @@ def make_app(answers: Answers) -> FastAPI:
         return refusal(error.status_code, str(error.detail))
 
     @app.exception_handler(_GoneError)
-    async def leave(request: Request, error: _GoneError) -> Response:
+    @app.exception_handler(ClientDisconnect)
+    async def leave(request: Request, error: Exception) -> Response:
         return Response(status_code=GONE)
 
     @app.exception_handler(Exception)
@@ -110,8 +113,12 @@ async def _page(request: Request, answers: Answers) -> Response:
     found = await _step(request, answers.explain, picture, label)
     told = [predicted.warnings[0], f"the first of {len(more) + 1} pages" if more else ""]
     (row,) = rows(predicted)
-    html = fragment(answers.explainer, picture, found, "; ".join(filter(None, told)))
-    return JSONResponse({"probabilities": row["probabilities"], "html": html})
+    body = {
+        "probabilities": row["probabilities"],
+        "warning": warning("; ".join(filter(None, told))),
+        "html": figures(answers.explainer, picture, found),
+    }
+    return JSONResponse(body)
 
 
 async def _step(request: Request, work: Callable[..., T], *args: Any, **named: Any) -> T:
@@ -127,10 +134,12 @@ async def _uploads(request: Request) -> list[tuple[str, bytes]]:
     Raises:
         ConfigError: there is none.
     """
+    if not request.headers.get("content-type", "").startswith("multipart/form-data"):
+        raise ConfigError(NO_FILE)
     async with request.form(max_files=MOST, max_fields=8) as form:
         files = [entry for _, entry in form.multi_items() if isinstance(entry, UploadFile)]
         if not files:
-            raise ConfigError("no file in the form: curl -F image=@scan.png")
+            raise ConfigError(NO_FILE)
         return [(file.filename or "upload", await file.read()) for file in files]
 
 

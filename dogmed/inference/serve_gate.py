@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from urllib.parse import urlsplit
 
 from fastapi.responses import JSONResponse
@@ -63,13 +64,14 @@ class Gate:
     def _refuse(self, scope: Scope) -> JSONResponse | None:
         headers, path, method = Headers(scope=scope), scope["path"], scope["method"]
         host, origin = headers.get("host", ""), headers.get("origin")
+        called = re.fullmatch(r"(?:\[([0-9a-f:.]+)\]|([\w.-]+))(?::\d*)?", host.lower())
+        name = called and (called[1] or called[2])
         try:
-            name = urlsplit(f"//{host}").hostname
             elsewhere = origin is not None and urlsplit(origin).netloc not in (host, self.origin)
         except ValueError:
-            return refusal(400, "the header Host or Origin is damaged")
+            return refusal(400, "the header Origin is damaged")
         if self.hosts is not None and name not in self.hosts:
-            return refusal(403, f"this server is not called {printable(name or '')}: see --address")
+            return refusal(403, f"this server is not called {printable(host)}: see --address")
         if elsewhere:
             return refusal(403, f"not for pages of {printable(origin or '')}: see --address")
         if path in ASKED:

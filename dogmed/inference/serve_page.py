@@ -33,12 +33,18 @@ THEME = gr.themes.Default(
     font_mono=["ui-monospace", "Menlo", "Consolas", "monospace"],
 )
 """Gradio's, with fonts that are on every machine."""
-CSS = ".html-container { padding-inline: 0 !important; }"
-"""Of the whole page: texts begin where the boxes do."""
+CSS = """
+.html-container { padding-inline: 0 !important; }
+body:has(.drop.busy) .answer { opacity: .3; }
+"""
+"""Of the whole page: texts begin where the boxes do; an answer to the last question fades with the next."""
 COLOURS = """
 --ink: var(--body-text-color); --faint: color-mix(in srgb, var(--body-text-color) 70%, transparent);
 --line: var(--border-color-primary); --warn: color-mix(in srgb, #d97706 60%, var(--body-text-color));
 """
+WARNING = (
+    ".warning { color: var(--warn); font-size: .86rem; margin: .2rem 0; overflow-wrap: anywhere; }"
+)
 DROP = """
 <label class="drop"><input type="file" aria-label="image">
 <b>Drop an image here</b> or click to choose one
@@ -73,7 +79,7 @@ for (const kind of ['dragenter', 'dragover', 'dragleave', 'drop'])
 ASK = """
 async (drops, label) => {
   const state = window.dogmed;
-  if (!state) return [{}, ''];
+  if (!state) return [{}, '', ''];
   if (state.asked) state.asked.abort();
   const asked = state.asked = new AbortController();
   const ask = async () => {
@@ -85,7 +91,7 @@ async (drops, label) => {
     if (told.error) throw new Error(told.error);
     const all = Object.entries(told.probabilities).map(([label, confidence]) => ({label, confidence}));
     all.sort((a, b) => b.confidence - a.confidence);
-    return [{label: all[0].label, confidences: all.slice(0, SHOWN_CLASSES)}, told.html];
+    return [{label: all[0].label, confidences: all.slice(0, SHOWN_CLASSES)}, told.warning, told.html];
   };
   const busy = document.querySelector('.drop').classList;
   busy.add('busy');
@@ -95,7 +101,7 @@ async (drops, label) => {
       const line = document.createElement('p');
       line.className = 'warning';
       line.textContent = error.message;
-      return [{}, line.outerHTML];
+      return [{}, line.outerHTML, ''];
     });
     if (mine === state.answer) {
       busy.remove('busy');
@@ -118,24 +124,25 @@ def make_page(answers: Answers) -> gr.Blocks:
     with gr.Blocks(title=title, analytics_enabled=False) as page:
         gr.HTML(_head(answers))
         with gr.Row():
-            drop = gr.HTML(
-                html_template=DROP, css_template=DROP_STYLE, js_on_load=DROP_SCRIPT, min_width=280
-            )
-            told = gr.Label(
-                label="probability of each label" if several else "probabilities",
-                show_heading=not several,
-                min_width=280,
-            )
+            with gr.Column(min_width=280):
+                drop = gr.HTML(html_template=DROP, css_template=DROP_STYLE, js_on_load=DROP_SCRIPT)
+            with gr.Column(min_width=280):
+                told = gr.Label(
+                    label="probability of each label" if several else "probabilities",
+                    show_heading=not several,
+                    elem_classes="answer",
+                )
+                warned = gr.HTML(css_template=COLOURS + WARNING, elem_classes="answer")
         classes = gr.Dropdown(
             [("what is decided for", -1), *((name, k) for k, name in enumerate(asked.classes))],
             value=-1,
             label="Explain",
             visible=answers.explainer is not None,
         )
-        where = gr.HTML(css_template=COLOURS + FIGURES)
+        where = gr.HTML(css_template=COLOURS + FIGURES, elem_classes="answer")
         gr.HTML(_foot(answers), js_on_load=ADDRESS_SCRIPT)
         asking: dict[str, Any] = {
-            "fn": None, "js": ASK, "inputs": [drop, classes], "outputs": [told, where],
+            "fn": None, "js": ASK, "inputs": [drop, classes], "outputs": [told, warned, where],
             "trigger_mode": "multiple", "api_visibility": "private",
         }  # fmt: skip
         drop.upload(**asking)
@@ -143,13 +150,14 @@ def make_page(answers: Answers) -> gr.Blocks:
     return page
 
 
-def fragment(
-    explainer: Explainer | None, picture: Picture, found: Sequence[Explanation], warning: str
-) -> str:
+def warning(text: str) -> str:
+    """What the page shows beside the probabilities."""
+    return f'<p class="warning">warning: {escape(text)}</p>' if text else ""
+
+
+def figures(explainer: Explainer | None, picture: Picture, found: Sequence[Explanation]) -> str:
     """What the page shows of an image below its probabilities."""
-    if explainer is None:
-        return f'<p class="warning">{escape(warning)}</p>' if warning else ""
-    return section(explainer, Shown(picture, found, warning))
+    return "" if explainer is None else section(explainer, Shown(picture, found, ""))
 
 
 def _head(answers: Answers) -> str:

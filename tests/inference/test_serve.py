@@ -210,6 +210,7 @@ def test_the_page_in_a_browser(
     told = expected["overlays"][0]["png"]
     assert np.abs(pixels_of(source.partition(",")[2]) - pixels_of(told)).max() <= 1
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    assert page.locator(".drop").bounding_box()["width"] >= 280
 
     other = next(name for name in classifier.classes if name not in expected["predicted"])
     page.get_by_label("Explain").click()

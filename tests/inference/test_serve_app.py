@@ -136,9 +136,15 @@ def test_each_page_is_an_image_of_the_request(
 
 
 def test_a_form_without_a_file(client: Any, post: Callable) -> None:
-    for form in ({"data": {"image": "x"}}, {"json": {"image": "x"}}):
+    for form in (
+        {"data": {"image": "x"}},
+        {"data": {"image": "x"}, "files": {"none": (None, "x")}},
+        {"json": {"image": "x"}},
+        {"content": b"&&&&&&&&&&&&&&&"},
+        {},
+    ):
         answer = client.post("/predict", **form)
-        assert answer.status_code == 400 and "no file in the form" in answer.json()["error"]
+        assert answer.status_code == 400 and "no file in a form" in answer.json()["error"]
     answer = post(*((f"{k}.png", b"x") for k in range(65)))
     assert answer.status_code == 400 and "64" in answer.json()["error"]
 
@@ -150,7 +156,7 @@ def test_the_page_gets_the_first_of_several_pages(
     answer = client.post("/page?label=1", files=form).json()
     (expected,) = classifier.predict(images[0]).probabilities
     np.testing.assert_allclose(list(answer["probabilities"].values()), expected, atol=1e-6)
-    assert "the first of 3 pages" in answer["html"] and "&lt;a&gt;.tif[0]" in answer["html"]
+    assert "the first of 3 pages" in answer["warning"] and "&lt;a&gt;.tif[0]" in answer["html"]
     assert f"{classifier.classes[1]}: probability" in answer["html"]
     answer = client.post("/page?label=3", files=form)
     assert answer.status_code == 400 and "there are 3 classes" in answer.json()["error"]
