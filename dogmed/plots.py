@@ -6,6 +6,7 @@ from __future__ import annotations
 import io
 import re
 import textwrap
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike, NDArray
 
 from dogmed.checkpoint import atomic_path
+from dogmed.lettering import drawable, take_literally, with_glyphs
 from dogmed.metrics import ECE_BINS, check, decide, one_vs_rest, score
 
 DPI = 160
@@ -218,7 +220,9 @@ def write_figure(figure: Figure, path: Path) -> Path:
 
     form = path.suffix[1:]
     metadata = {"png": {"Software": None}, "svg": {"Date": None}}[form]
-    with rc_context({"svg.hashsalt": path.stem}), atomic_path(path) as temporary:
+    take_literally(figure)
+    salt = rc_context({"svg.hashsalt": path.stem})
+    with salt, with_glyphs(figure), atomic_path(path) as temporary:
         figure.savefig(temporary, format=form, dpi=DPI, bbox_inches="tight", metadata=metadata)
     return path
 
@@ -238,8 +242,11 @@ def to_svg(figure: Figure, name: str, colours: Mapping[str, str]) -> str:
     """
     from matplotlib import rc_context
 
+    take_literally(figure)
     file = io.StringIO()
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": name, "path.simplify_threshold": 0.5}):
+    options = {"svg.fonttype": "none", "svg.hashsalt": name, "path.simplify_threshold": 0.5}
+    with rc_context(options), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from")  # a browser has more fonts
         figure.savefig(file, format="svg", transparent=True, bbox_inches="tight", pad_inches=0.03,
                        metadata={"Date": None, "Creator": None, "Format": None, "Type": None})  # fmt: skip
     text = file.getvalue()
@@ -298,7 +305,8 @@ def _percent(share: float) -> str:
 
 
 def _wrap(name: str, width: int = 22) -> str:
-    """Break a long class name over at most three lines."""
+    """Break a long class name over at most three lines, each character drawable."""
+    name = drawable(name)
     return "\n".join(textwrap.wrap(name, width, max_lines=3, placeholder=" …")) or name
 
 

@@ -7,11 +7,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib import colormaps, rcParams
+from matplotlib import colormaps
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure
-from matplotlib.font_manager import FontProperties, findfont, get_font
 
 from dogmed.inference.explain_maps import Explainer, Explanation
 from dogmed.inference.pictures import Picture
@@ -82,13 +81,6 @@ def kernels_title(explainer: Explainer) -> str:
     return f"strongest kernels of {explainer.dog} ({explainer.kernel_pixels} px a cell)"
 
 
-def drawable(text: str) -> str:
-    """A text with U+FFFD for characters that no font of ``rcParams["font.family"]`` has; the page has them all."""
-    families = [FontProperties(family=[family]) for family in rcParams["font.family"]]
-    fonts = [get_font(findfont(family)) for family in families]
-    return "".join(c if any(f.get_char_index(ord(c)) for f in fonts) else "\ufffd" for c in text)
-
-
 def draw(
     explainer: Explainer, picture: Picture, found: Sequence[Explanation], warning: str
 ) -> Figure:
@@ -104,7 +96,7 @@ def draw(
     note = _wrapped(caveat(explainer), width * 16)
     if explainer.dog:
         note += "\n" + _wrapped(KERNELS_NOTE, width * 16)
-    head = _wrapped(drawable(picture.name), width * 12)
+    head = _wrapped(picture.name, width * 12)
     if warning:
         head += "\n" + _wrapped(f"warning: {warning}", width * 12)
     above, below = 0.17 * len(head.split("\n")) + 0.1, 0.14 * len(note.split("\n")) + 0.1
@@ -127,9 +119,7 @@ def draw(
         ax.set_axis_off()
         ax = axes(SIDE + 0.12, top, SIDE, SIDE)
         ax.imshow(overlay(picture.pixels, one.heat))
-        ax.set_title(
-            _wrapped(drawable(title(one, explainer.classifier.kind)), 44), fontsize=8, weight="bold"
-        )
+        ax.set_title(_wrapped(title(one, explainer.classifier.kind), 44), fontsize=8, weight="bold")
         ax.set_axis_off()
         bar = figure.colorbar(
             ScalarMappable(Normalize(0, 1), HEAT), cax=axes(2 * SIDE + 0.2, top, 0.1, SIDE)
