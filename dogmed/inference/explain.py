@@ -69,19 +69,22 @@ def command(**options: Any) -> int:
     found = find_images(paths)
     if found.passed_over:
         print(f"passed over in folders: {count(found.passed_over, 'file')} that are no images")
+    out = config.out.expanduser()
+    files = [file for file in found.files if file in paths or not _lies_below(file, out)]
+    if left := len(found.files) - len(files):
+        print(f"passed over: {count(left, 'image')} at or below --out {out}")
     from dogmed.inference.classifier import load
     from dogmed.inference.explain_maps import Explainer
 
     classifier = load(name, device=config.device, weights_dir=config.weights_dir, out=config.runs)
     label = None if config.class_ is None else classifier.label(config.class_)
     explainer = Explainer(classifier, config.layer)
-    request = _request(classifier, found.files, config)
-    out = config.out.expanduser()
+    request = _request(classifier, files, config)
     _refuse_foreign(out, request)
-    _introduce(explainer, len(found.files))
+    _introduce(explainer, len(files))
     failed: list[DataError] = []
     writer = _Writer(explainer, out, request)
-    for picture, explained in _explained(explainer, found.files, label, failed):
+    for picture, explained in _explained(explainer, files, label, failed):
         writer.add(picture, explained)
     for error in failed:
         print(f"not read: {error}")
@@ -104,6 +107,11 @@ def _request(
     }
 
 
+def _lies_below(file: Path, out: Path) -> bool:
+    """Whether a file is in ``--out``, where pictures lie that an earlier call has made."""
+    return out.resolve() in file.resolve().parents
+
+
 def _refuse_foreign(out: Path, request: dict[str, Any]) -> None:
     """Make sure that nothing is overwritten but an earlier answer to the same request."""
     from dogmed.inference.inputs import refuse_unwritable
@@ -114,18 +122,28 @@ def _refuse_foreign(out: Path, request: dict[str, Any]) -> None:
     refuse_unwritable(out, parent)
     if not out.exists() or not any(out.iterdir()):
         return
-    try:
-        before = json.loads((out / NUMBERS).read_text(encoding="utf-8"))["request"]
-    except (OSError, ValueError, KeyError, TypeError):
+    before = _request_of(out / NUMBERS)
+    if before is None:
         raise ConfigError(
             f"--out {out} has files that are no explanations: give a new or empty folder"
-        ) from None
+        )
     if before != request:
         differing = [key for key, value in request.items() if before.get(key) != value]
         raise ConfigError(
             f"--out {out} has explanations of another request (other {', '.join(differing)}): give another "
             "folder, or remove it"
         )
+
+
+def _request_of(file: Path) -> dict[str, Any] | None:
+    """What an earlier answer says that it answers; None where it is none."""
+    if not file.is_file():  # a pipe would be waited for
+        return None
+    try:
+        before = json.loads(file.read_text(encoding="utf-8"))["request"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return before if isinstance(before, dict) else None
 
 
 def _explained(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from PIL import Image
 
 from dogmed import cli
 from dogmed.inference.classifier import Classifier
-from dogmed.inference.explain_pictures import drawable, overlay
+from dogmed.inference.explain_pictures import overlay
 
 
 class Written(NamedTuple):
@@ -167,17 +168,54 @@ def test_a_wrong_command_is_one_line_and_writes_nothing(
 
 
 @pytest.mark.filterwarnings("error")
-def test_names_without_glyphs_and_images_smaller_than_a_cell(
+def test_names_without_glyphs_or_like_formulas_and_images_smaller_than_a_cell(
     run: Path, npz: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     image = Image.fromarray(np.load(npz)["test_images"][0])
     image.save(tmp_path / "病人 Ж.png")
     image.resize((1, 1)).save(tmp_path / "one.png")
-    assert drawable("病人 Ж é.png") == "\ufffd\ufffd Ж é.png"
+    image.save(tmp_path / "patient$1^$.png")
     assert explain(run, tmp_path, "--class", "1", "--out", tmp_path / "out") == 0
     said = capsys.readouterr().out
     assert "largest at x 0, y 0 of 1×1 px" in said and "病人 Ж.png: 1: " in said
     assert "病人 Ж.png" in (tmp_path / "out" / "explain.html").read_text(encoding="utf-8")
+
+
+def test_pictures_inside_the_folder_of_images_are_no_inputs_of_the_next_time(
+    run: Path, npz: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.fromarray(np.load(npz)["test_images"][0]).save(tmp_path / "a.png")
+    out = tmp_path / "results" / "explained"
+    assert explain(run, tmp_path, "--out", out) == 0
+    assert "passed over" not in capsys.readouterr().out
+    before = {path: path.read_bytes() for path in out.iterdir()}
+    assert explain(run, tmp_path, "--out", out) == 0
+    said = capsys.readouterr().out
+    assert f"passed over: 1 image at or below --out {out}" in said
+    assert {path: path.read_bytes() for path in out.iterdir()} == before
+    assert explain(run, out / "001-a.png", "--out", out) == 2  # named, not found
+    assert "another request (other files)" in capsys.readouterr().err
+    assert explain(run, tmp_path, "--out", tmp_path) == 2
+    assert "has files that are no explanations" in capsys.readouterr().err
+    assert explain(run, out, "--out", out) == 2
+    assert "another request (other files)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", [None, "", '{"request": "x"}', '{"request": null}', "[]", "3"])
+def test_what_looks_like_an_earlier_answer_and_is_none_is_left_alone(
+    run: Path, npz: Path, tmp_path: Path, content: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.fromarray(np.load(npz)["test_images"][0]).save(tmp_path / "a.png")
+    out = tmp_path / "out"
+    out.mkdir()
+    if content is None:
+        os.mkfifo(out / "explain.json")  # reading it would wait for a writer
+    else:
+        (out / "explain.json").write_text(content)
+    assert explain(run, tmp_path / "a.png", "--out", out) == 2
+    error = capsys.readouterr().err
+    assert "has files that are no explanations" in error and error.count("\n") == 1
+    assert [path.name for path in out.iterdir()] == ["explain.json"]
 
 
 def test_where_the_map_is_0_the_image_shows_as_it_is() -> None:
