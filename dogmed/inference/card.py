@@ -13,6 +13,7 @@ from dogmed import __version__
 from dogmed.errors import WeightsError, reason
 from dogmed.inference.card_usage import usage
 from dogmed.inference.classifier import Classifier
+from dogmed.inference.export_files import SUMS
 from dogmed.markdown import markdown_table
 from dogmed.models.trained import Trained
 from dogmed.runs import slug
@@ -80,7 +81,7 @@ def write_card(folder: Path, classifier: Classifier, done: Exported) -> None:
         _licences(record),
         "## Export",
         f"Written by dogmed {__version__} as {done.format}; it opens as {done.opens_as}. Compared with the "
-        f"network it was made from: {done.proof}.",
+        f"network it was made from: {done.proof}. `sha256sum -c {SUMS}` tells whether the files are whole.",
     ]
     text = "\n\n".join(section for section in sections if section)
     (folder / CARD).write_text(text + "\n", encoding="utf-8")

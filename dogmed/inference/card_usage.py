@@ -11,19 +11,24 @@ from dogmed.inference.likeness import channels
 if TYPE_CHECKING:
     from dogmed.inference.export_model import Exported
 
-IMAGE = "image.png"
+IMAGE = "../image.png"
+"""Outside the export: what is in there is given away."""
+_WHERE = (
+    "Run it in this folder. Images, and what is computed of them, lie outside, so that the folder can be "
+    "passed on."
+)
 
 
 def usage(classifier: Classifier, done: Exported) -> str:
-    """Say how an export is used, with code that runs in its folder on a file ``image.png``."""
+    """Say how an export is used, with code that runs in its folder on an image beside that."""
     if done.format == "monai-bundle":
         return (
             "```bash\npython -m monai.bundle run --config_file configs/inference.json \\\n"
-            "  --meta_file configs/metadata.json --bundle_root . --dataset_dir IMAGES --output_dir .\n```\n\n"
-            "It writes `predictions.csv`: a file and its calibrated probabilities, in the order of the "
-            "classes, a line. (A bundle is code: run only those you trust.)"
+            "  --meta_file configs/metadata.json --bundle_root . --dataset_dir ../images --output_dir ..\n```\n\n"
+            "It writes `../predictions.csv`: a file and its calibrated probabilities, in the order of the "
+            f"classes, a line. (A bundle is code: run only those you trust.) {_WHERE}"
         )
-    return f"```python\n{_code(classifier, done)}\n```"
+    return f"```python\n{_code(classifier, done)}\n```\n\n{_WHERE}"
 
 
 def _code(classifier: Classifier, done: Exported) -> str:

@@ -6,8 +6,13 @@ from pathlib import Path
 from typing import Literal
 
 from dogmed.config import configclass
+from dogmed.console import count
+from dogmed.errors import printable
 
 Format = Literal["timm", "onnx", "torch-export", "monai-bundle"]
+
+SHOWN = 20
+"""Files named of those that are left out of an upload."""
 
 
 @configclass
@@ -35,7 +40,7 @@ class ExportConfig:
 
 @configclass
 class PushConfig:
-    """Upload an exported folder to the Hugging Face hub; without --yes only say what would be done."""
+    """Upload what an export wrote to the Hugging Face hub; without --yes only say what would be done."""
 
     folder: Path
     """That dogmed export has written; may come first, without --folder."""
@@ -93,6 +98,12 @@ def push(*, folder: Path, repo: str, public: bool, yes: bool) -> None:
     planned = plan_push(folder, repo)
     for name in planned.files:
         print(f"file    {name}  {_size(folder / name)}")
+    for name in planned.changed:
+        print(f"changed {name} is not as the export wrote it")
+    for name in planned.left_out[:SHOWN]:
+        print(f"left    {printable(name)} stays here: not written by the export")
+    if (more := len(planned.left_out) - SHOWN) > 0:
+        print(f"left    {count(more, 'more file')}, not written by the export either")
     print(f"licence {planned.licence}")
     if yes:
         print(f"pushed  {upload(planned, public=public)}")

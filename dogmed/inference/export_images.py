@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from dogmed.console import count
 from dogmed.data.progress import Quiet
 from dogmed.data.store import plan, prepare
 from dogmed.data.tasks import official_tasks
@@ -41,7 +42,7 @@ def given_images(classifier: Classifier, paths: Sequence[Path]) -> Images:
     files = find_images(paths).files
     pictures = [p for file in files[:COUNT] for p in classifier.read(file, str(file))][:COUNT]
     pixels = np.stack([_rgb(picture.pixels) for picture in pictures])
-    return Images(pixels, f"{len(pixels)} images given with --images")
+    return Images(pixels, f"{count(len(pixels), 'image')} given with --images")
 
 
 def task_images(classifier: Classifier, data_dir: Path | None, cache_dir: Path | None) -> Images:

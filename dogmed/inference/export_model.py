@@ -22,6 +22,7 @@ from dogmed.inference.bundle import needs_dogmed, run_bundle, write_bundle
 from dogmed.inference.card import write_card
 from dogmed.inference.classifier import Classifier, load
 from dogmed.inference.export import Format
+from dogmed.inference.export_files import write_sums
 from dogmed.inference.export_images import Images, given_images, task_images
 from dogmed.models.folding import reparameterize
 from dogmed.models.trained import dog_layers
@@ -205,6 +206,7 @@ def _export(
     if format == "onnx":
         done = _timed(done, classifier, images, with_preprocessing)
     write_card(folder, classifier, done)
+    write_sums(folder)
     return done
 
 

@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import huggingface_hub
-from huggingface_hub import HfApi, ModelCard, constants
+from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, constants
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from dogmed.errors import ConfigError, DataError, DogmedError, reason
 from dogmed.inference.card import CARD
+from dogmed.inference.export_files import SUMS, names_in, read_sums, sha256, sums_text
 from dogmed.models.hub import TIMEOUT, reachable
 
 # What the hub's HTTP client raises: requests, httpx or httpx2, as the hub's version has it.
@@ -23,12 +24,21 @@ class Planned(NamedTuple):
 
     folder: Path
     repo: str
-    files: tuple[str, ...]
-    """Of the folder, by their names in it."""
+    sums: dict[str, str]
+    """SHA-256 of what the export wrote, as it is now, by names in the folder."""
+    changed: tuple[str, ...]
+    """Those of them that are no more as the export wrote them."""
+    left_out: tuple[str, ...]
+    """What else is in the folder, which may be anybody's image."""
     licence: str
     """By the card."""
     token: bool
     """Whether one is configured."""
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """What is uploaded, by names in the folder."""
+        return tuple(sorted([*self.sums, SUMS]))
 
     @property
     def address(self) -> str:
@@ -44,7 +54,7 @@ def plan_push(folder: Path, repo: str) -> Planned:
         repo: ``organisation/name``.
 
     Raises:
-        DataError: it is no export: it has no model card.
+        DataError: it is no export, for it has no model card or no list of its files, or some cannot be read.
         ConfigError: there can be no such repository.
     """
     card = folder / CARD
@@ -62,14 +72,23 @@ def plan_push(folder: Path, repo: str) -> Planned:
         raise ConfigError(f"--repo '{repo}': {reason(error)}") from error
     if "/" not in repo:
         raise ConfigError(f"--repo '{repo}': expected ORGANISATION/NAME")
-    files = sorted(str(f.relative_to(folder)) for f in folder.rglob("*") if f.is_file())
-    return Planned(
-        folder, repo, tuple(files), str(licence), huggingface_hub.get_token() is not None
-    )
+    written, there = read_sums(folder), names_in(folder)
+    if missing := sorted(set(written).difference(there)):
+        raise DataError(
+            f"{folder} lacks {', '.join(missing)}, by its {SUMS}: export it again to a new folder"
+        )
+    try:
+        sums = {name: sha256(folder / name) for name in written}
+    except OSError as error:
+        raise DataError(f"{error.filename} cannot be read: {reason(error)}") from error
+    changed = tuple(name for name in sorted(sums) if sums[name] != written[name])
+    left_out = tuple(name for name in there if name not in {*sums, SUMS})
+    token = huggingface_hub.get_token() is not None
+    return Planned(folder, repo, sums, changed, left_out, str(licence), token)
 
 
 def upload(planned: Planned, *, public: bool) -> str:
-    """Make the repository, if there is none, and upload the files in one commit.
+    """Make the repository, if there is none, and upload the export's files in one commit.
 
     Args:
         planned: what goes where.
@@ -91,11 +110,11 @@ def upload(planned: Planned, *, public: bool) -> str:
     api = HfApi(endpoint=constants.ENDPOINT)
     try:
         api.create_repo(planned.repo, private=not public, exist_ok=True)
-        done = api.upload_folder(
+        done = api.create_commit(
             repo_id=planned.repo,
-            folder_path=planned.folder,
-            allow_patterns=list(planned.files),
-            commit_message=f"Upload {planned.folder.name}, exported by dogmed",
+            operations=[CommitOperationAdd(name, planned.folder / name) for name in planned.sums]
+            + [CommitOperationAdd(SUMS, sums_text(planned.sums).encode())],
+            commit_message=f"Upload {planned.folder.resolve().name}, exported by dogmed",
         )
     except (_CLIENT_ERROR, OSError) as error:
         raise DogmedError(f"uploading to {planned.address} failed: {reason(error)}") from error

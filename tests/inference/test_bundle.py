@@ -55,7 +55,7 @@ def test_a_bundle_classifies_files_as_the_network_does(run: Path, tmp_path: Path
     assert metadata["network_data_format"]["outputs"]["pred"]["channel_def"]["2"] == "2"
     assert "dogmed" in metadata["required_packages_version"]
     assert {str(f.relative_to(out)) for f in out.rglob("*") if f.is_file()} == {
-        "README.md", "configs/inference.json", "configs/metadata.json", "models/model.pt",
+        "README.md", "SHA256SUMS", "configs/inference.json", "configs/metadata.json", "models/model.pt",
     }  # fmt: skip
 
 

@@ -20,6 +20,7 @@ from PIL import Image
 from dogmed import cli
 from dogmed.errors import WeightsError
 from dogmed.inference.classifier import Classifier, load
+from dogmed.inference.export_files import SUMS, names_in, read_sums, sha256
 from dogmed.inference.export_images import task_images
 from dogmed.inference.export_model import LIMIT, compare, export_model, open_export
 from dogmed.models.weights import save_weights
@@ -78,15 +79,19 @@ def normalised(classifier: Classifier, pixels: np.ndarray) -> torch.Tensor:
 
 
 def run_card(folder: Path, pixels: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> np.ndarray:
-    """Run the code on the card on each picture: (N, classes)."""
+    """Run the code on the card on each picture, which leaves the folder as it was: (N, classes)."""
     (code,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.S)
     monkeypatch.chdir(folder)
+    assert sorted([*read_sums(folder), SUMS]) == names_in(folder)
     rows = []
     for picture in pixels:
-        Image.fromarray(picture).save("image.png")
+        Image.fromarray(picture).save("../image.png")
         scope: dict[str, Any] = {}
         exec(code, scope)
         rows.append(scope["probabilities"].numpy())
+    assert {name: sha256(folder / name) for name in names_in(folder) if name != SUMS} == read_sums(
+        folder
+    )
     return np.concatenate(rows)
 
 

@@ -14,6 +14,7 @@ import pytest
 from huggingface_hub import constants
 
 from dogmed import cli
+from dogmed.inference.export_files import read_sums, sha256, write_sums
 
 CARD = "---\nlicense: cc-by-4.0\n---\n\n# A model\n"
 
@@ -105,6 +106,7 @@ def folder(tmp_path: Path) -> Path:
     (export / "models").mkdir(parents=True)
     (export / "README.md").write_text(CARD)
     (export / "models" / "model.pt").write_bytes(b"weights")
+    write_sums(export)
     return export
 
 
@@ -132,11 +134,57 @@ def test_with_yes_all_files_arrive(
 ) -> None:
     assert push(folder, "--repo", "lab/dog", "--yes", *(["--public"] * public)) == 0
     assert f"pushed  {hub.url}/lab/dog/commit/1" in capsys.readouterr().out
-    assert hub.files == {"README.md": CARD.encode(), "models/model.pt": b"weights"}
+    sums = (folder / "SHA256SUMS").read_bytes()
+    files = {"README.md": CARD.encode(), "models/model.pt": b"weights", "SHA256SUMS": sums}
+    assert hub.files == files
     (created,) = hub.created
     assert (created["organization"], created["name"]) == ("lab", "dog")
     private = created.get("private", created.get("visibility") == "private")
     assert private is not public
+
+
+def test_only_what_the_export_wrote_is_uploaded_and_what_was_changed_is_told(
+    hub: Hub, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "image.png").write_bytes(b"a patient")
+    (folder / "models" / "predictions.csv").write_text("a patient,0.5\n")
+    (folder / "models" / "model.pt").write_bytes(b"others")
+    assert push(folder, "--repo", "lab/dog", "--yes") == 0
+    said = capsys.readouterr().out
+    assert "left    image.png stays here: not written by the export\n" in said
+    assert "left    models/predictions.csv stays here" in said
+    assert "changed models/model.pt is not as the export wrote it\n" in said
+    assert set(hub.files) == {"README.md", "models/model.pt", "SHA256SUMS"}
+    told = dict(line.split("  ")[::-1] for line in hub.files["SHA256SUMS"].decode().splitlines())
+    assert told == {name: sha256(folder / name) for name in ("README.md", "models/model.pt")}
+    assert told["models/model.pt"] != read_sums(folder)["models/model.pt"]
+    for number in range(25):
+        (folder / f"{number}.png").write_bytes(b"another")
+    assert push(folder, "--repo", "lab/dog") == 0
+    said = capsys.readouterr().out
+    assert said.count(" stays here: ") == 20 and "left    7 more files, not written by" in said
+
+
+def test_a_list_that_does_not_fit_is_one_line(
+    hub: Hub, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sums = folder / "SHA256SUMS"
+    text = sums.read_text()
+    for content, told in (
+        (text + f"{'0' * 64}  ../secret\n", "lacks ../secret, by its SHA256SUMS"),
+        (text + "words\n", "is no list of digests and names"),
+        (text + f"{'x' * 64}  README.md\n", "is no list of digests and names"),
+        (None, "has no SHA256SUMS"),
+    ):
+        sums.unlink()
+        (folder.parent / "secret").write_text("not of the export")
+        if content is not None:
+            sums.write_text(content)
+        assert push(folder, "--repo", "lab/dog", "--yes") == 2
+        error = capsys.readouterr().err
+        assert told in error and error.count("\n") == 1, error
+        sums.touch()
+    assert hub.asked == []
 
 
 def test_what_goes_wrong_is_one_line(
