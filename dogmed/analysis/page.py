@@ -12,23 +12,42 @@ from dogmed.htmlpage import document
 from dogmed.plots import to_svg
 
 STYLE = """
-body { font: 14px/1.45 system-ui, sans-serif; color: #1c2126; background: #fff; margin: 2rem; }
+body { font: 14px/1.45 system-ui, sans-serif; color: #1c2126; background: #fff; margin: clamp(.8rem, 4vw, 2rem); }
 table { border-collapse: collapse; margin: .5rem 0; font-variant-numeric: tabular-nums; }
-th, td { padding: .25rem .6rem; text-align: left; border-bottom: 1px solid #dde1e5; white-space: nowrap; }
+th, td { padding: .25rem .45rem; text-align: left; border-bottom: 1px solid #dde1e5; white-space: nowrap; }
 small { display: block; color: #68717a; }
 h2 { font-size: 1.05rem; margin-top: 2rem; }
 .scroll { overflow-x: auto; }
-svg { max-width: 100%; height: auto; }
+svg { display: block; width: 100%; height: auto; }
+.narrow { display: none; }
+@media (max-width: 40rem) {
+  .narrow { display: block; }
+  .narrowed { display: none; }
+}
 p.note { color: #68717a; max-width: 60rem; }
 """
 
 
 def page(
-    title: str, lead: Sequence[str], tables: Sequence[Table], figures: Sequence[Figure]
+    title: str,
+    lead: Sequence[str],
+    tables: Sequence[Table],
+    figures: Sequence[Figure],
+    narrow: Sequence[Figure] = (),
 ) -> str:
-    """Write the page: what must be known, the pictures, the tables."""
+    """Write the page: what must be known, the pictures, the tables.
+
+    Args:
+        title: of the page.
+        lead: what must be known, a paragraph each.
+        tables: of scores.
+        figures: on a narrow screen each scrolls in its box, no smaller than it was drawn.
+        narrow: what takes the place of all of them there.
+    """
     parts = [f"<h1>{escape(title)}</h1>", *(f"<p>{escape(line)}</p>" for line in lead)]
-    parts += [to_svg(figure, f"figure{k}", {}) for k, figure in enumerate(figures)]
+    of_wide = "scroll narrowed" if narrow else "scroll"
+    parts += [_picture(figure, f"figure{k}", of_wide) for k, figure in enumerate(figures)]
+    parts += [_picture(figure, f"narrow{k}", "scroll narrow") for k, figure in enumerate(narrow)]
     for table in tables:
         head = "".join(f"<th>{escape(name.strip('*'))}</th>" for name in table.head)
         rows = "\n".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in table.rows)
@@ -38,6 +57,12 @@ def page(
             f'<p class="note">{escape(table.note)}</p>' if table.note else "",
         ]
     return document(title, STYLE.strip(), "\n".join(parts), schemes="light")
+
+
+def _picture(figure: Figure, name: str, classes: str) -> str:
+    width = f"{figure.get_size_inches()[0]:g}in"
+    svg = to_svg(figure, name, {}).replace("<svg ", f'<svg style="min-width: {width}" ', 1)
+    return f'<div class="{classes}">{svg}</div>'
 
 
 def _cell(text: str) -> str:

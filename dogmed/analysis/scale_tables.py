@@ -9,7 +9,7 @@ from dogmed.analysis.evaluation import Score
 from dogmed.analysis.scale import THESIS_SIZE
 from dogmed.analysis.scale_curves import Curve
 from dogmed.analysis.scale_points import Choice, KernelChange, Measured, Subject
-from dogmed.analysis.tables import Table, changed, interval, percent
+from dogmed.analysis.tables import Table, changed, few_resamples, interval, percent
 from dogmed.console import count
 from dogmed.references import imagenet_tables
 
@@ -105,8 +105,8 @@ def changes_table(
     family = max(change.family for change in found)
     table.note = (
         f"Points; better, worse or noise: p < 0.05 after Holm's adjustment over "
-        f"{count(family, 'difference')} of a model; too few resamples: none could be so small. Intervals "
-        "and p-values are in the CSV file."
+        f"{count(family, 'difference')} of a model.{few_resamples(table)} Intervals and p-values are in the "
+        "CSV file."
     )
     if thesis:
         quoted = _thesis_rows(places, differences=True)
@@ -142,6 +142,7 @@ def choices_table(title: str, subjects: Sequence[Subject], found: Sequence[Choic
     table.note = (
         "Chosen on val alone, at each size of the images, by the score that is told. The last row is how much "
         "better the best kernel size on test looks: what choosing there would have flattered."
+        + few_resamples(table)
     )
     return table
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 
 import numpy as np
@@ -16,18 +17,27 @@ from dogmed.analysis.stress_sets import SEVERITIES, Stress
 
 PANEL = (2.5, 2.0)  # inches
 COLUMNS = 4
+ALONE = 3.3  # inches across, of a panel in a column of its own
 TILE = 0.9  # inches
 SHOWN = 0  # image of the split
 
 
-def curves(told: Sequence[Told], title: str) -> Figure:
-    """A panel a corruption, and one for the resolutions: balanced error with its interval."""
+def curves(told: Sequence[Told], title: str, columns: int = COLUMNS) -> Figure:
+    """A panel a corruption, and one for the resolutions: balanced error with its interval.
+
+    Args:
+        told: a line a model.
+        title: of the picture.
+        columns: of panels, at most; 1 is for a phone.
+    """
     names = [stress.name for stress in told[0].subject.corruptions]
     lowered = any(not row.stress.corrupts for one in told for row in one.rows if row.stress)
     count = len(names) + lowered
-    rows = -(-count // COLUMNS)
-    columns = min(count, COLUMNS)
-    figure = Figure(figsize=(PANEL[0] * columns, PANEL[1] * rows + 0.8), layout="constrained")
+    alone = columns == 1
+    columns = min(count, columns)
+    rows = -(-count // columns)
+    size = (ALONE if alone else PANEL[0] * columns, PANEL[1] * rows + 0.8)
+    figure = Figure(figsize=size, layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False, sharey=True).ravel()
     for ax, name in zip(grid, names, strict=False):
         for k, one in enumerate(told):
@@ -48,9 +58,10 @@ def curves(told: Sequence[Told], title: str) -> Figure:
             ax.set_ylabel("balanced error, %", fontsize=8)
     handles, labels = grid[0].get_legend_handles_labels()
     figure.legend(
-        handles, labels, loc="outside lower center", ncols=min(2, len(labels)), frameon=False, fontsize=8
+        handles, labels, loc="outside lower center", ncols=1 if alone else min(2, len(labels)),
+        frameon=False, fontsize=8,
     )  # fmt: skip
-    figure.suptitle(title, fontsize=10)
+    figure.suptitle("\n".join(textwrap.wrap(title, 15 * round(size[0]))), fontsize=10)
     return figure
 
 

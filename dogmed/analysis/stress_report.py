@@ -65,17 +65,19 @@ def write(
     folder = folder_of_all(config.out, "stress", [s.evaluation for s in shown], request)
     facts = provenance(shown[0].evaluation.device, (*LIBRARIES, "pillow"))
     title, lead = f"Corrupted images: {shown[0].images.title}", _lead(told, reference)
+    heading = f"{title}, {shown[0].title}" if len(shown) == 1 else title
     tables = tables_of(told, reference)
     head = [*lead, machine(facts, "torch", "pillow")]
     write_json(folder / "stress.json", _content(told, reference, params_of(config), facts))
     write_atomic(folder / "stress.csv", csv_text(CSV_COLUMNS, csv_rows(told)))
-    write_atomic(folder / "stress.md", markdown(title, head, tables))
+    write_atomic(folder / "stress.md", markdown(heading, head, tables))
     figure = curves(told, title)
     pictures = save_figure(figure, folder / "stress")
     drawn = examples(shown[0], f"{title}, the first of {SPLIT}")
     pictures.append(write_figure(drawn, folder / "stress-examples.png"))
-    write_atomic(folder / "stress.html", page(title, head, tables, [figure]))
-    tell(output, title, tables, lead)
+    narrow = curves(told, title, columns=1)
+    write_atomic(folder / "stress.html", page(heading, head, tables, [figure], [narrow]))
+    tell(output, heading, tables, lead)
     for one in told:
         kept = keep_in_run(one, reference, whole=not config.corruptions)
         if kept:

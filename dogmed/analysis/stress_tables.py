@@ -9,7 +9,7 @@ from dogmed.analysis.evaluation import Score
 from dogmed.analysis.stress_errors import Reference, Row, Told, compare
 from dogmed.analysis.stress_points import ERROR, METRICS, Measured
 from dogmed.analysis.stress_sets import SEVERITIES
-from dogmed.analysis.tables import Cell, Table, changed, interval, percent
+from dogmed.analysis.tables import Cell, Table, changed, few_resamples, interval, percent
 from dogmed.console import count
 
 NAMES = {ERROR: "balanced error", "acc": "accuracy", "auc": "AUC"}
@@ -22,9 +22,15 @@ CSV_COLUMNS = (
 
 
 def tables_of(told: Sequence[Told], reference: Reference | None) -> list[Table]:
-    """What is printed first: a row a model, errors by corruption; then the other scores, models compared."""
+    """What is printed first: a row a model, errors by corruption; then the other scores, models compared.
+
+    One model is named in the heading above them all, in no table.
+    """
     tables = [summary_table(told, reference)]
     tables += [metric_table(metric, told, reference) for metric in METRICS if _has(told, metric)]
+    if len(told) == 1:
+        for table in tables:
+            table.head, table.rows = table.head[1:], [row[1:] for row in table.rows]
     for k, one in enumerate(told):
         tables += [pair_table(one, other) for other in told[k + 1 :]]
     return tables
@@ -88,8 +94,8 @@ def metric_table(metric: str, told: Sequence[Told], reference: Reference | None)
     family = max(len(one.rows) for one in told)
     table.note = (
         f"Minus clean: points; better, worse or noise: p < 0.05 after Holm's adjustment over "
-        f"{count(family, 'difference')} of a model and score (the mean over corruptions is one question alone); "
-        "too few resamples: none could be so small."
+        f"{count(family, 'difference')} of a model and score (the mean over corruptions is one question alone)."
+        + few_resamples(table)
     )
     return table
 
@@ -106,7 +112,7 @@ def pair_table(a: Told, b: Told) -> Table:
     table.note = (
         f"Points, means over the severities, on the same images; Holm's adjustment over "
         f"{count(len(found), 'difference')} of a score. One training each: the intervals know the luck of the "
-        "images, not that of training."
+        "images, not that of training." + few_resamples(table)
     )
     return table
 

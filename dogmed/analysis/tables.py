@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from dogmed import stats
 from dogmed.analysis.changes import Change
 from dogmed.analysis.evaluation import Score
 from dogmed.console import Console
 from dogmed.console import table as terminal_table
 from dogmed.markdown import markdown_table
+
+FEW = "too few resamples"
+"""Of ``stats.verdict``."""
 
 
 class Cell(str):
@@ -34,6 +38,13 @@ class Table:
     """Whether the terminal shows it too."""
     note_printed: bool = False
     """Whether it shows the note with it."""
+
+
+def few_resamples(table: Table) -> str:
+    """A sentence for the note of a table that has such a cell, "" for others."""
+    if any(cell.endswith(FEW) for row in table.rows for cell in row):
+        return f" {FEW.capitalize()}: no p could be below {stats.ALPHA}; --resamples takes more."
+    return ""
 
 
 def markdown(title: str, lead: Sequence[str], tables: Sequence[Table]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -138,6 +139,24 @@ def test_tables_pages_and_pictures_say_the_same(done: Done) -> None:
     page = (done.folder / "stress.html").read_text()
     assert "http://" not in page.replace("http://www.w3.org", "") and "<svg" in page
     assert "128 images of test" in done.printed
+    assert (
+        "oo few resamples" not in page
+        and "| model | group | what |" in (done.folder / "stress.md").read_text()
+    )
+
+
+def test_the_picture_has_a_column_on_a_phone_and_four_on_a_desktop(
+    done: Done, look_at: Callable[..., dict[int, dict[str, Any]]]
+) -> None:
+    page = (done.folder / "stress.html").read_text()
+    narrow = re.sub(r'<div class="scroll narrowed">.*?</div>', "", page, flags=re.S)
+    wide = re.sub(r'<div class="scroll narrow">.*?</div>', "", page, flags=re.S)
+    assert page.count("<svg") == 2 and narrow.count("<svg") == wide.count("<svg") == 1
+    for text, shown, hidden in ((narrow, 390, 1280), (wide, 1280, 390)):
+        seen = look_at(text)
+        assert seen[shown]["smallest"] > 8 and seen[hidden]["smallest"] == 0
+        for width in seen:
+            assert seen[width]["scroll"] <= width and not seen[width]["outside"], seen
 
 
 def test_the_same_command_continues_and_changes_nothing(
@@ -247,9 +266,15 @@ def test_every_kind_of_ones_own_images_grey_or_colour(
         "saturate",
     )
     given = words if colour else words[:-1]
-    assert stress(tmp_path / "out", cache_dir, *given) == 0
+    assert stress(tmp_path / "out", cache_dir, *given, "--resamples", 50) == 0
     (path,) = (tmp_path / "out").rglob("stress.json")
     (model,) = json.loads(path.read_text())["models"]
+    text = path.with_suffix(".md").read_text()
+    assert text.splitlines()[0] == f"# Corrupted images: own, {model['title']}"
+    assert "| group | what | 1 |" in text and "| model |" not in text  # one is in the heading
+    assert text.count("too few resamples |") and text.count(". Too few resamples: no p") == 3
+    (row, *_) = csv.DictReader(path.with_suffix(".csv").open())
+    assert row["model"] == model["title"]
     names = ("pixelate", "jpeg_compression", *(("saturate",) if colour else ()))
     assert tuple(one["name"] for one in model["stresses"]) == names
     assert model["kind"] == kind
