@@ -116,7 +116,7 @@ class Classifier:
 
         Raises:
             DataError: an image cannot be read, or there is none.
-            ConfigError: too many images at once for the device's memory, or a library is missing.
+            ConfigError: too many images at once for the device's memory.
         """
         parts, done = list[Predictions](), 0
         for count, chunk in self._chunks(_named(images, names), batch_size, on_error):

@@ -18,15 +18,16 @@ from PIL import Image, ImageOps
 
 from dogmed.data.folder import resize
 from dogmed.data.pixels import measure
-from dogmed.errors import ConfigError, DataError
+from dogmed.errors import DataError
 
 Source: TypeAlias = "str | os.PathLike[str] | bytes | Image.Image | np.ndarray"
 """An image: a file's path, what a file holds, a PIL image, or an array (H, W) or (H, W, 1 or 3)."""
 
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "GIF")
 MAX_PIXELS = 100_000_000
-"""Of one image; a small file can claim to hold many more (a decompression bomb)."""
+"""Of a file, all pages together; a small one can claim to hold many more (a decompression bomb)."""
 MAX_PAGES = 1000
+_MOST = f"over {MAX_PIXELS // 10**6} million pixels"
 DIM = 0.25  # of the range of 16 bits: an image that stays below it is black to the network
 COLOURED = 0.05
 """Of a picture that is not grey, ``dogmed.data.pixels``: JPEG alone makes no such differences."""
@@ -59,9 +60,8 @@ def read(source: Source, name: str, *, size: int, grey: bool) -> Iterator[Pictur
         grey: whether colours are taken out, as the network has seen none.
 
     Raises:
-        DataError: it is none, is damaged, animated or larger than ``MAX_PIXELS``, or its values have no
-            plain meaning.
-        ConfigError: a library is missing that reading it takes.
+        DataError: it is none, is damaged, animated or larger than ``MAX_PIXELS``, its values have no plain
+            meaning, or a library is missing that reading it takes.
     """
     if isinstance(source, np.ndarray):
         yield _picture(*_from_array(source, name), name, size, grey)
@@ -113,10 +113,10 @@ def _decode(
         with Image.open(file, formats=FORMATS) as opened:
             for image, page in _pages(opened, name):
                 yield _picture(*_eight_bits(image, page), page, size, grey)
-    except (DataError, ConfigError):
+    except DataError:
         raise
     except Image.DecompressionBombError:
-        raise DataError(_too_large(name)) from None
+        raise DataError(f"{name} claims {_MOST}: make it smaller first") from None
     except Image.UnidentifiedImageError:
         raise DataError(
             f"{name} is no image that is read here ({', '.join(FORMATS)}, DICOM), by its content"
@@ -129,32 +129,36 @@ def _decode(
 def _pages(opened: Image.Image, name: str) -> Iterator[tuple[Image.Image, str]]:
     """The images in a file, with their names; of a photograph with a preview the photograph."""
     _refuse_huge(opened.height, opened.width, name)
-    frames = getattr(opened, "n_frames", 1)
-    if frames == 1 or opened.format == "MPO":
+    if not getattr(opened, "is_animated", False) or opened.format == "MPO":
         yield opened, name
     elif opened.format != "TIFF":
-        raise DataError(f"{name} is animated ({frames} frames): save the one to classify")
-    elif frames > MAX_PAGES:
-        raise DataError(f"{name} has {frames:,} pages, at most {MAX_PAGES:,} are read")
+        raise DataError(f"{name} is animated: save the one to classify")
     else:
-        for number in range(frames):
+        for number in range(_count_pages(opened, name)):
             opened.seek(number)
-            page = f"{name}[{number}]"
-            _refuse_huge(opened.height, opened.width, page)
-            yield opened, page
+            yield opened, f"{name}[{number}]"
+
+
+def _count_pages(opened: Image.Image, name: str) -> int:
+    """The pages of a TIFF, none of which is decoded; ``n_frames`` takes time by their square."""
+    pixels = 0
+    for number in range(MAX_PAGES + 1):
+        try:
+            opened.seek(number)
+        except EOFError:
+            return number
+        _refuse_huge(opened.height, opened.width, f"{name}[{number}]")
+        pixels += opened.height * opened.width
+        if pixels > MAX_PIXELS:  # they may share a few bytes
+            raise DataError(f"{name} has pages of {_MOST} together: save them in several files")
+    raise DataError(f"{name} has over {MAX_PAGES:,} pages, which is the most that is read")
 
 
 def _refuse_huge(height: int, width: int, name: str) -> None:
     if height * width > MAX_PIXELS:
-        raise DataError(_too_large(name, f" of {width}×{height}"))
+        raise DataError(f"{name} has {_MOST} ({width}×{height}): make it smaller first")
     if not height * width:
         raise DataError(f"{name} has no pixels ({width}×{height})")
-
-
-def _too_large(name: str, shape: str = "") -> str:
-    return (
-        f"{name}: an image{shape} pixels, over {MAX_PIXELS // 10**6} million: make it smaller first"
-    )
 
 
 def _eight_bits(image: Image.Image, name: str) -> tuple[Image.Image, tuple[str, ...]]:
@@ -222,7 +226,8 @@ def _picture(
     image: Image.Image, notes: tuple[str, ...], name: str, size: int, grey: bool
 ) -> Picture:
     """Resized as training data are: first the mode, then the size."""
-    pixels = np.asarray(resize(image.convert("RGB"), size))
+    plain = image if image.mode == "L" else image.convert("RGB")  # a third of the memory
+    pixels = np.asarray(resize(plain, size).convert("RGB"))
     if grey and image.mode != "L":
         if measure(pixels)["colour"] > COLOURED:
             notes += ("its colours were left out: training images were grey",)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import struct
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dogmed.errors import ConfigError, DataError
+from dogmed.errors import DataError
+from dogmed.inference import dicom
 from dogmed.inference.pictures import Picture, read
 
 SIZE = 16
@@ -115,6 +118,80 @@ def test_a_cut_file_is_told_in_one_line(write: Callable[..., Path]) -> None:
         read_one(path)
 
 
+def test_what_is_inflated_to_any_size_is_refused(write: Callable[..., Path]) -> None:
+    import pydicom
+    from pydicom.uid import DeflatedExplicitVRLittleEndian
+
+    dataset = pydicom.dcmread(write(np.zeros((SIZE, SIZE), np.uint16)))
+    dataset.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+    dataset.add_new(0x00420011, "OB", bytes(50_000_000))
+    path = Path(dataset.filename).with_name("deflated")
+    dataset.save_as(path)
+    assert path.stat().st_size < 100_000
+    tracemalloc.start()
+    with pytest.raises(DataError, match="transfer syntax is deflated: save it in one that is not"):
+        read_one(path)
+    assert tracemalloc.get_traced_memory()[1] < 20_000_000
+    tracemalloc.stop()
+
+
+def test_a_file_of_nothing_but_items_is_given_up(write: Callable[..., Path]) -> None:
+    """Items of eight bytes that become objects of a kilobyte."""
+    content = write(np.zeros((SIZE, SIZE), np.uint16)).read_bytes()
+    for items, read_too in ((1000, True), (100_000, False)):
+        sequence = struct.pack("<HH2sHI", 0x8, 0x1140, b"SQ", 0, 0xFFFFFFFF)
+        sequence += struct.pack("<HHI", 0xFFFE, 0xE000, 0) * items
+        sequence += struct.pack("<HHI", 0xFFFE, 0xE0DD, 0)
+        start = content.index(struct.pack("<HH2s", 0x28, 2, b"US"))
+        file = content[:start] + sequence + content[start:]
+        if read_too:
+            (picture,) = read(file, "x", size=SIZE, grey=True)
+            assert not picture.pixels.any()
+        else:
+            with pytest.raises(DataError, match="sequences take more than 100,000 reads"):
+                list(read(file, "x", size=SIZE, grey=True))
+
+
+def test_private_elements_and_what_comes_before_pixels_are_not_kept(write) -> None:
+    path = write(np.zeros((SIZE, SIZE), np.uint16), Rows=20_000, Columns=20_000)
+    import pydicom
+
+    dataset = pydicom.dcmread(path)
+    dataset.add_new(0x00420011, "OB", bytes(50_000_000))
+    dataset.PixelData = bytes(50_000_000)
+    dataset.save_as(path)
+    tracemalloc.start()
+    with pytest.raises(DataError, match="over 100"):
+        list(read(path, path.name, size=SIZE, grey=True))
+    assert tracemalloc.get_traced_memory()[1] < 20_000_000
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
+@pytest.mark.parametrize("window", [{}, {"WindowCenter": 40, "WindowWidth": 400}])
+def test_large_images_are_windowed_in_parts_and_as_one(
+    photometric: str, window: dict[str, int], write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stored = np.random.default_rng(0).integers(-900, 1500, (SIZE, SIZE)).astype(np.int16)
+    facts = {"RescaleSlope": "1.37", "RescaleIntercept": "-24.5", **window}
+    path = write(stored, PhotometricInterpretation=photometric, **facts)
+    whole = read_one(path)
+    monkeypatch.setattr(dicom, "_BLOCK", 3 * SIZE)
+    parts = read_one(path)
+    np.testing.assert_array_equal(parts.pixels, whole.pixels)
+    assert parts.notes == whole.notes and len(parts.notes) == (not window)
+
+
+def test_an_image_of_many_pixels_takes_little_more_than_they_are(write) -> None:
+    stored = np.zeros((3000, 3000), np.uint16)
+    path = write(stored, RescaleSlope=1, RescaleIntercept=-1024)
+    list(read(path, path.name, size=SIZE, grey=True))  # imports
+    tracemalloc.start()
+    list(read(path, path.name, size=SIZE, grey=True))
+    assert tracemalloc.get_traced_memory()[1] < 4 * stored.nbytes
+    tracemalloc.stop()
+
+
 def test_without_pydicom_the_extra_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -123,5 +200,5 @@ def test_without_pydicom_the_extra_is_named(
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name, *a: None if name == "pydicom" else found(name, *a)
     )
-    with pytest.raises(ConfigError, match=r"pip install 'dogmed\[dicom\]'"):
+    with pytest.raises(DataError, match=r"pip install 'dogmed\[dicom\]'"):
         read_one(tmp_path / "a")

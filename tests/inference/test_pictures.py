@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import struct
 import zlib
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from PIL import Image, ImageOps
 
 from dogmed.data.folder import scan_folder
 from dogmed.errors import DataError
-from dogmed.inference.pictures import MAX_PIXELS, Picture, read
+from dogmed.inference.pictures import MAX_PIXELS, Picture, _pages, read
 
 SIZE = 16
 
@@ -130,8 +131,6 @@ def animated(path: Path, kind: str) -> None:
 
 
 def whole(kind: str) -> bytes:
-    from io import BytesIO
-
     box = BytesIO()
     Image.fromarray(noise(60, 60, 3)).save(box, kind)
     return box.getvalue()
@@ -145,7 +144,11 @@ BROKEN = {
     "text.png": (b"these are words and no pixels", "is no image that is read here"),
     "page.jpg": (b"<html>" * 90, "is no image that is read here"),
     "bomb.png": (png_of(60_000, 60_000), "over 100 million"),
-    "huge.png": (png_of(10_001, 10_000), "over 100 million"),
+    "huge.png": (png_of(10_001, 10_000), r"has over 100 million pixels \(10001×10000\): make it"),
+    "claim.png": (
+        png_of(2**31 - 1, 2**31 - 1),
+        "claim.png claims over 100 million pixels: make it",
+    ),
     "none.png": (png_of(0, 10), "is (damaged|no image)|no pixels"),
     "script.ps.png": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "is no image"),
 }
@@ -164,8 +167,61 @@ def test_a_broken_file_is_told_in_one_line(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP"])
 def test_an_animation_is_told_in_one_line(kind: str, tmp_path: Path) -> None:
     animated(tmp_path / "a", kind)
-    with pytest.raises(DataError, match=r"is animated \(3 frames\)"):
+    with pytest.raises(DataError, match=r"is animated: save the one to classify"):
         read_one(tmp_path / "a")
+
+
+def test_no_more_of_an_animation_is_looked_at_than_that_it_is_one() -> None:
+    head = b"GIF89a" + struct.pack("<HHBBB", 1, 1, 0x80, 0, 0) + b"\0\0\0\xff\xff\xff"
+    frame = b"," + struct.pack("<HHHHB", 0, 0, 1, 1, 0) + b"\x02\x02\x44\x01\x00"
+    file = BytesIO(head + frame * 50_000 + b";")
+    with pytest.raises(DataError, match="is animated"), Image.open(file) as opened:
+        list(_pages(opened, "x"))
+    assert file.tell() < 10_000
+
+
+def tiff_of(pages: int, width: int, height: int) -> bytes:
+    """A TIFF of black pages of one bit a pixel, which all point at the same bytes."""
+    strip = zlib.compress(bytes(width * height // 8), 9)
+    strip += bytes(len(strip) % 2)
+    first = 8 + len(strip)
+    facts = {
+        256: width, 257: height, 258: 1, 259: 8, 262: 1, 273: 8, 277: 1, 278: height, 279: len(strip)
+    }  # fmt: skip
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in facts.items())
+    length = 2 + len(entries) + 4
+    following = [first + length * (page + 1) for page in range(pages - 1)] + [0]
+    folders = (struct.pack("<H", len(facts)) + entries + struct.pack("<I", at) for at in following)
+    return b"II*\0" + struct.pack("<I", first) + strip + b"".join(folders)
+
+
+def test_pages_are_counted_only_as_far_as_they_are_read() -> None:
+    with pytest.raises(DataError, match="has over 1,000 pages, which is the most that is read"):
+        list(read(tiff_of(1001, 8, 8), "x", size=SIZE, grey=True))
+    found = read(tiff_of(1000, 8, 8), "x", size=SIZE, grey=True)
+    assert [picture.name for picture in found] == [f"x[{page}]" for page in range(1000)]
+    file = BytesIO(tiff_of(3000, 8, 8))
+    reads = 0
+
+    def counted(size: int = -1) -> bytes:
+        nonlocal reads
+        reads += 1
+        return BytesIO.read(file, size)
+
+    file.read = counted  # type: ignore[method-assign]
+    with pytest.raises(DataError, match="over 1,000"), Image.open(file) as opened:
+        list(_pages(opened, "x"))
+    assert reads < 60_000, "three times as many where all pages are counted"
+
+
+def test_pages_that_share_a_few_bytes_are_bounded_together() -> None:
+    file = tiff_of(26, 2000, 2000)
+    assert len(file) < 10_000
+    with pytest.raises(DataError, match="has pages of over 100 million pixels together") as error:
+        list(read(file, "x", size=SIZE, grey=True))
+    assert "\n" not in str(error.value)
+    pages = read(tiff_of(25, 2000, 2000), "x", size=SIZE, grey=True)
+    assert next(pages).name == "x[0]"
 
 
 @pytest.mark.parametrize(
