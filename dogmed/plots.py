@@ -244,8 +244,10 @@ def to_svg(figure: Figure, name: str, colours: Mapping[str, str]) -> str:
 
     take_literally(figure)
     file = io.StringIO()
-    options = {"svg.fonttype": "none", "svg.hashsalt": name, "path.simplify_threshold": 0.5}
-    with rc_context(options), warnings.catch_warnings():
+    options = rc_context(
+        {"svg.fonttype": "none", "svg.hashsalt": name, "path.simplify_threshold": 0.5}
+    )
+    with options, warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from")  # a browser has more fonts
         figure.savefig(file, format="svg", transparent=True, bbox_inches="tight", pad_inches=0.03,
                        metadata={"Date": None, "Creator": None, "Format": None, "Type": None})  # fmt: skip
