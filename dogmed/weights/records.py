@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ METADATA_KEY = "dogmed"
 SUFFIX = ".safetensors"
 _NO_NAMES = ("scratch", "timm", "hf-hub")  # mean something else to --init
 _FILE_SUFFIXES = (SUFFIX, ".pt", ".pth", ".bin", ".ckpt", ".tar", ".onnx", ".pt2")
+_LEVELS, _LOOKED_AT = 4, 200
+"""Below a folder that is no run, where one is searched for; and folders at each."""
 _GRAPHS = {  # other forms of dogmed export
     "model.onnx": "an ONNX graph",
     "model.pt2": "a graph of torch.export",
@@ -265,8 +268,29 @@ def weights_file(path: Path) -> Path:
             return path / candidate
     raise WeightsError(
         f"{path} is no run folder with weights, and no export of --format timm: it has neither "
-        f"checkpoints/best{SUFFIX} nor model{SUFFIX}"
+        f"checkpoints/best{SUFFIX} nor model{SUFFIX}{_run_below(path)}"
     )
+
+
+def _run_below(folder: Path) -> str:
+    """`` (did you mean RUN?)`` for a run below a folder, or nothing; a large folder is searched in part."""
+    level = [folder]
+    for _ in range(_LEVELS):
+        level = [child for parent in level for child in _folders(parent)][:_LOOKED_AT]
+        for child in level:
+            if (child / "checkpoints" / f"best{SUFFIX}").is_file():
+                return f" (did you mean {child}?)"
+    return ""
+
+
+def _folders(parent: Path) -> list[Path]:
+    """Folders in a folder, hidden ones and links aside; none if it cannot be read."""
+    try:
+        with os.scandir(parent) as entries:
+            found = [entry for entry in islice(entries, _LOOKED_AT) if entry.name[0] != "."]
+            return sorted(Path(entry) for entry in found if entry.is_dir(follow_symlinks=False))
+    except OSError:
+        return []
 
 
 def _is_or_holds(path: Path, name: str) -> bool:
