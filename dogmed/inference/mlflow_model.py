@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from itertools import islice
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from dogmed.errors import DataError, DogmedError
@@ -96,8 +97,10 @@ def _content(cell: Any, name: str) -> bytes:
     if isinstance(cell, bytes):
         return cell
     if not isinstance(cell, str):
+        listed = isinstance(cell, list | tuple | np.ndarray)  # as of predict({"image": [...]})
+        mend = f": send a DataFrame with a column {COLUMN}, or dataframe_records" * listed
         raise DataError(
-            f"{name}: expected an image file as bytes or as text in base64, received {cell!r:.40}"
+            f"{name}: expected an image file as bytes or as text in base64, received {cell!r:.40}{mend}"
         )
     try:
         return base64.b64decode("".join(cell.split()), validate=True)  # encoders break lines

@@ -81,7 +81,10 @@ def test_rows_that_cannot_be_read_are_told_and_the_others_answered(
         pages.getvalue(): "has several pages: send each as a row of its own",
         bomb.getvalue(): "over 100 million",
         None: "received None",
-        3.5: "received 3.5",
+        3.5: r"received 3.5$",
+        (
+            text(good),
+        ): r"received \('.*: send a DataFrame with a column image, or dataframe_records$",
         good: "",
     }
     told = ask(served, *cells)
@@ -94,7 +97,7 @@ def test_rows_that_cannot_be_read_are_told_and_the_others_answered(
         else:
             assert row["error"] == "" and row["p_0"] + row["p_1"] + row["p_2"] == pytest.approx(1)
     (alone,) = ask(served, good)["p_1"]
-    assert told.loc[[0, 12], "p_1"].tolist() == pytest.approx([alone] * 2, rel=1e-5)
+    assert told.loc[[0, 13], "p_1"].tolist() == pytest.approx([alone] * 2, rel=1e-5)
     assert "NaN" not in json.dumps(told.to_dict(orient="records"), allow_nan=False)
 
 
