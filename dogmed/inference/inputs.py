@@ -28,14 +28,32 @@ class Found:
     """Files in folders that are no images, by name and content."""
 
 
+def refuse_unreachable(path: Path, option: str = "") -> None:
+    """Make sure that a path can be looked for, whether it is there or not.
+
+    Args:
+        path: given by the user.
+        option: that it was given for, with a space, for the message.
+
+    Raises:
+        ConfigError: a name in it is too long, or a folder is closed to the user.
+    """
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except OSError as error:
+        raise ConfigError(f"{option}{path}: {reason(error)}") from None
+
+
 def refuse_unwritable(out: Path, folder: Path) -> None:
     """Make sure, before anything is worked out for ``out``, that files can be made in ``folder``.
 
     Raises:
-        ConfigError: they cannot.
+        ConfigError: they cannot, or not under the longer name of one that is not whole yet.
     """
-    try:
-        with tempfile.TemporaryFile(dir=folder):
+    try:  # as ``dogmed.checkpoint.atomic_path`` names it
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=f".{out.name}.", suffix=".tmp"):
             pass
     except OSError as error:
         raise ConfigError(
@@ -47,9 +65,12 @@ def refuse_swapped(model: str, images: Sequence[Path]) -> None:
     """Make sure that the model comes first.
 
     Raises:
-        ConfigError: it is an image, or no model where one of the images is.
+        ConfigError: it is an image, or no model where one of the images is, or one of them cannot be
+            looked for.
     """
     first = Path(model).expanduser()
+    for path in (first, *images):
+        refuse_unreachable(path)
     if first.is_file() and (first.suffix.lower() == ".npz" or _is_image(first)):
         raise ConfigError(f"the model comes first, then images: {model} is no model")
     swapped = [path for path in images if _is_model(path)] if first.is_dir() else []

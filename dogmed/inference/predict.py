@@ -136,8 +136,9 @@ def _open_split(path: Path, split: str) -> tuple[Iterable[np.ndarray], Iterable[
 
 def _refuse_unwritable(out: Path) -> None:
     """Make sure that the result can be written before anything is worked out for it."""
-    from dogmed.inference.inputs import refuse_unwritable
+    from dogmed.inference.inputs import refuse_unreachable, refuse_unwritable
 
+    refuse_unreachable(out, "--out ")
     if out.suffix.lower() != ".csv":
         raise ConfigError(f"--out {out}: expected the name of a .csv file")
     if out.is_dir() or not out.parent.is_dir():

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dogmed.errors import DataError
-from dogmed.inference.inputs import find_images
+from dogmed.errors import ConfigError, DataError
+from dogmed.inference.inputs import find_images, refuse_swapped, refuse_unwritable
 
 
 def image(path: Path, kind: str = "PNG") -> Path:
@@ -56,3 +56,15 @@ def test_what_is_not_there_is_told_at_once(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("no image")
     with pytest.raises(DataError, match="has no image"):
         find_images([tmp_path])
+
+
+def test_names_that_are_too_long_are_told_in_one_line(tmp_path: Path) -> None:
+    long = tmp_path / ("n" * 300)
+    for model, images in ((str(long), []), ("name", [long])):
+        with pytest.raises(ConfigError, match=r"nnn: file name too long$"):
+            refuse_swapped(model, images)
+    refuse_swapped("name", [tmp_path / "nowhere", tmp_path / "no" / "where"])
+    with pytest.raises(ConfigError, match=r"\(file name too long\)"):
+        refuse_unwritable(tmp_path / ("n" * 250), tmp_path)
+    refuse_unwritable(tmp_path / ("n" * 240), tmp_path)
+    assert not any(tmp_path.iterdir())

@@ -229,6 +229,11 @@ def test_nothing_is_written_when_nothing_can_be_read(
         (["link.png"], {"out": "image.csv"}, "is one of the images"),
         (["a.png"], {"model": "nowhere"}, "no weights 'nowhere'"),
         (["a.png"], {"model": "empty/"}, "is no run folder with weights"),
+        (["a.png"], {"model": "task/"}, "(did you mean task/model/seed0?)"),
+        (["a.png"], {"model": "n" * 300}, "nnn: file name too long"),
+        (["n" * 300], {}, "nnn: file name too long"),
+        (["a.png"], {"out": "n" * 300 + ".csv"}, "nnn.csv: file name too long"),
+        (["a.png"], {"out": "n" * 250 + ".csv"}, "into . (file name too long)"),
         (["a.png"], {"model": "a.png"}, "the model comes first, then images: a.png is no model"),
         (["m.safetensors"], {"model": "empty"}, "no model, and m.safetensors is one"),
         (
@@ -255,6 +260,9 @@ def test_a_wrong_command_is_one_line_and_writes_nothing(
     Path("image.csv").write_bytes(Path("a.png").read_bytes())
     Path("link.png").symlink_to("image.csv")
     Path("x.npz").touch()
+    best = Path("task/model/seed0/checkpoints/best.safetensors")
+    best.parent.mkdir(parents=True)
+    best.touch()
     before = {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()}
     assert predict(*words, **options) == 2
     error = capsys.readouterr().err
