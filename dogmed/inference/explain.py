@@ -69,8 +69,9 @@ def command(**options: Any) -> int:
     found = find_images(paths)
     if found.passed_over:
         print(f"passed over in folders: {count(found.passed_over, 'file')} that are no images")
-    out = config.out.expanduser()
-    files = [file for file in found.files if file in paths or not _lies_below(file, out)]
+    out = config.out.expanduser()  # where pictures lie that an earlier call has made
+    inside, named = out.resolve(), set(paths)
+    files = [f for f in found.files if f in named or inside not in f.resolve().parents]
     if left := len(found.files) - len(files):
         print(f"passed over: {count(left, 'image')} at or below --out {out}")
     from dogmed.inference.classifier import load
@@ -105,11 +106,6 @@ def _request(
         "class": config.class_,
         "layer": config.layer,
     }
-
-
-def _lies_below(file: Path, out: Path) -> bool:
-    """Whether a file is in ``--out``, where pictures lie that an earlier call has made."""
-    return out.resolve() in file.resolve().parents
 
 
 def _refuse_foreign(out: Path, request: dict[str, Any]) -> None:
