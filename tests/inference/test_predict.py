@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import importlib.util
 import io
 import os
 from collections.abc import Callable
@@ -120,6 +121,23 @@ def test_ten_broken_files_in_a_thousand_stop_none_of_the_others(
     after = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     assert after == before
     assert {path.name for path in tmp_path.iterdir()} == {"scans", "out.csv"}
+
+
+def test_dicom_without_its_extra_stops_none_of_the_others(
+    predict: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    folder = tmp_path / "scans"
+    folder.mkdir()
+    Image.new("L", (30, 30)).save(folder / "a.png")
+    (folder / "IM0001").write_bytes(bytes(128) + b"DICM")
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *a: None if name == "pydicom" else found(name, *a)
+    )
+    assert predict(folder) == 3
+    assert "IM0001 is DICOM, for which pydicom is missing: pip install" in capsys.readouterr().out
+    assert [row["file"] for row in rows_of(tmp_path / "out.csv")] == [str(folder / "a.png")]
 
 
 def test_the_command_says_what_the_classifier_says(
