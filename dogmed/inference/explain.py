@@ -61,16 +61,17 @@ def command(**options: Any) -> int:
         raise ConfigError(
             "which model, and which images? for example: dogmed explain RUN_FOLDER scan.png"
         )
-    from dogmed.inference.inputs import find_images, refuse_swapped
+    from dogmed.inference.inputs import find_images, refuse_swapped, refuse_unreachable
 
     name, *words = config.inputs
     paths = [Path(word).expanduser() for word in words]
+    out = config.out.expanduser()
+    refuse_unreachable(out, "--out ")
     refuse_swapped(name, paths)
     found = find_images(paths)
     if found.passed_over:
         print(f"passed over in folders: {count(found.passed_over, 'file')} that are no images")
-    out = config.out.expanduser()  # where pictures lie that an earlier call has made
-    inside, named = out.resolve(), set(paths)
+    inside, named = out.resolve(), set(paths)  # pictures that an earlier call has made
     files = [f for f in found.files if f in named or inside not in f.resolve().parents]
     if left := len(found.files) - len(files):
         print(f"passed over: {count(left, 'image')} at or below --out {out}")

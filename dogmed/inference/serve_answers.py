@@ -66,7 +66,6 @@ class Answers:
 
         Raises:
             DataError: it is no image that can be classified, or has more pages.
-            ConfigError: a library is missing that reading it takes.
         """
         shown = printable(PurePath(name).name) or "upload"
         with self._reading, warnings.catch_warnings():

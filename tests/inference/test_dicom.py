@@ -72,6 +72,21 @@ def test_values_are_rescaled_and_windowed(write: Callable[..., Path]) -> None:
     assert picture.notes == () and 0 < expected.min() < expected.max() == 255
 
 
+@pytest.mark.filterwarnings("ignore:PydicomReader")
+def test_values_are_those_of_monais_reader(write: Callable[..., Path]) -> None:
+    """Which takes no file in memory, and more of it than there may be."""
+    pytest.importorskip("pydicom", reason="the extra dogmed[dicom] is missing")
+    from monai.data import PydicomReader
+
+    stored = np.linspace(-300, 900, SIZE * SIZE).astype(np.int16).reshape(SIZE, SIZE)
+    facts = {"RescaleSlope": 1.5, "RescaleIntercept": -24, "WindowCenter": 400, "WindowWidth": 900}
+    path = write(stored, **facts)
+    reader = PydicomReader(swap_ij=False)
+    values, _ = reader.get_data(reader.read(path))
+    share = np.clip((np.asarray(values, float) - (400 - 0.5)) / (900 - 1) + 0.5, 0, 1)
+    np.testing.assert_array_equal(read_one(path).pixels[..., 0], np.rint(share * 255))
+
+
 def test_without_a_window_the_lowest_value_is_black_and_that_is_told(write) -> None:
     stored = np.linspace(100, 1100, SIZE * SIZE).astype(np.uint16).reshape(SIZE, SIZE)
     picture = read_one(write(stored))
