@@ -19,6 +19,7 @@ from PIL import Image, ImageOps
 from dogmed.data.folder import resize
 from dogmed.data.pixels import measure
 from dogmed.errors import DataError
+from dogmed.inference.tiff import is_tiff, tags_exceed_file
 
 Source: TypeAlias = "str | os.PathLike[str] | bytes | Image.Image | np.ndarray"
 """An image: a file's path, what a file holds, a PIL image, or an array (H, W) or (H, W, 1 or 3)."""
@@ -109,6 +110,8 @@ def _decode(
         image, notes = read_dicom(file, name, MAX_PIXELS)
         yield _picture(image, notes, name, size, grey)
         return
+    if is_tiff(start) and tags_exceed_file(file, MAX_PAGES + 1):
+        raise DataError(f"{name} is damaged (its tags take more bytes than it has)")
     try:
         with Image.open(file, formats=FORMATS) as opened:
             for image, page in _pages(opened, name):
