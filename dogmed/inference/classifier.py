@@ -20,7 +20,7 @@ from dogmed.data.loader import Batches
 from dogmed.distributed import open_device
 from dogmed.errors import ConfigError, DataError, WeightsError, nearest, printable
 from dogmed.inference.likeness import channels, unlike
-from dogmed.inference.pictures import Picture, Source, read
+from dogmed.inference.reading.pictures import Picture, Source, read
 from dogmed.models.locate import open_model
 from dogmed.models.trained import Trained
 from dogmed.objective import Objective

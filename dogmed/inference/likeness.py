@@ -11,15 +11,15 @@ An image is told to be unlike them if
 - it is grey (its colour is below 0.01), and no training image was.
 
 Weights of before there were these ranges are judged by the first three. A coloured image for a network that
-has seen grey ones is told by ``dogmed.inference.pictures``. An image that passes is not thereby one that the
-network can judge.
+has seen grey ones is told by ``dogmed.inference.reading.pictures``. An image that passes is not thereby one that
+the network can judge.
 """
 
 from __future__ import annotations
 
 from dogmed.data.pixels import measure
 from dogmed.data.tasks import official_tasks
-from dogmed.inference.pictures import Picture
+from dogmed.inference.reading.pictures import Picture
 from dogmed.weights.records import DataRecord
 
 MARGIN = 0.05

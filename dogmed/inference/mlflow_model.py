@@ -17,7 +17,7 @@ import pandas as pd
 
 from dogmed.errors import DataError, DogmedError
 from dogmed.inference.classifier import Classifier, load
-from dogmed.inference.pictures import Picture
+from dogmed.inference.reading.pictures import Picture
 from dogmed.tracking.servable import COLUMN
 
 BATCH = 64

@@ -70,7 +70,7 @@ def command(**options: object) -> int:
     paths = [Path(word).expanduser() for word in words]
     out = config.out.expanduser()
     _refuse_unwritable(out)
-    from dogmed.inference.inputs import refuse_swapped
+    from dogmed.inference.reading.inputs import refuse_swapped
 
     refuse_swapped(name, paths)
     images, names, total = _open(paths, config.split, out)
@@ -112,7 +112,7 @@ def _open(
     if npz:
         assert split is not None
         return _open_split(npz[0], split)
-    from dogmed.inference.inputs import find_images
+    from dogmed.inference.reading.inputs import find_images
 
     found = find_images(paths)
     for file in found.files:
@@ -136,7 +136,7 @@ def _open_split(path: Path, split: str) -> tuple[Iterable[np.ndarray], Iterable[
 
 def _refuse_unwritable(out: Path) -> None:
     """Make sure that the result can be written before anything is worked out for it."""
-    from dogmed.inference.inputs import refuse_unreachable, refuse_unwritable
+    from dogmed.inference.reading.inputs import refuse_unreachable, refuse_unwritable
 
     refuse_unreachable(out, "--out ")
     if out.suffix.lower() != ".csv":

@@ -61,7 +61,7 @@ def classifier(run: Path) -> Classifier:
 def answers(classifier: Classifier) -> Any:
     """What a server says of the network."""
     pytest.importorskip("gradio", reason="the extra dogmed[serve] is missing")
-    from dogmed.inference.serve_answers import Answers
+    from dogmed.inference.serve.answers import Answers
 
     return Answers(classifier)
 

@@ -9,7 +9,7 @@ import pytest
 
 from dogmed.data.pixels import measure, ranges
 from dogmed.inference.likeness import channels, unlike
-from dogmed.inference.pictures import Picture
+from dogmed.inference.reading.pictures import Picture
 from dogmed.weights.records import DataRecord
 
 PLAIN = {"brightness": (0.3, 0.5), "contrast": (0.1, 0.3), "colour": (0.0, 0.0)}

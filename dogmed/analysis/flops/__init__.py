@@ -1,0 +1,1 @@
+"""A trained model's accuracy against FLOPs."""

@@ -1,0 +1,1 @@
+"""Trained models at many resolutions and kernel sizes."""

@@ -1,0 +1,1 @@
+"""Where on an image an answer comes from."""

@@ -1,0 +1,1 @@
+"""Trained models for others: graphs, bundles, model cards, the hub."""
