@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -56,6 +57,19 @@ class Predictions:
         if self.kind == "multi-label":
             return [tuple(self.classes[c] for c in np.flatnonzero(row)) for row in self.labels]
         return [(self.classes[label],) for label in self.labels]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """A mapping an image, as JSON holds it: file, predicted, probabilities by class, and warning."""
+        found = zip(self.files, self.names, self.probabilities, self.warnings, strict=True)
+        return [
+            {
+                "file": file,
+                "predicted": list(names),
+                "probabilities": dict(zip(self.classes, map(float, values), strict=True)),
+                "warning": warning,
+            }
+            for file, names, values, warning in found
+        ]
 
 
 class Classifier:
@@ -147,6 +161,12 @@ class Classifier:
             kind=self.kind,
             classes=self.classes,
         )
+
+    def introduction(self, *, raw: bool = False) -> str:
+        """What it tells apart, of what size, and how sure it says it is; ``raw`` for temperature 1."""
+        calibrated = not raw and self.trained.record.temperature is not None
+        sure = f"temperature {self.temperature:.3f}" if calibrated else "raw probabilities"
+        return f"{self.kind}, {len(self.classes)} classes, {self.size} px, {sure}"
 
     def label(self, name: str) -> int:
         """The number of a class.

@@ -174,25 +174,16 @@ def _table(predicted: Predictions) -> str:
 
     columns = [f"p_{name}" for name in predicted.classes]
     rows = [
-        {"file": file, "predicted": "; ".join(names), "warning": warning}
-        | {column: f"{p:.6f}" for column, p in zip(columns, values, strict=True)}
-        for file, names, values, warning in zip(
-            predicted.files,
-            predicted.names,
-            predicted.probabilities,
-            predicted.warnings,
-            strict=True,
-        )
+        {"file": row["file"], "predicted": "; ".join(row["predicted"]), "warning": row["warning"]}
+        | {f"p_{name}": f"{p:.6f}" for name, p in row["probabilities"].items()}
+        for row in predicted.rows()
     ]
     return csv_text(["file", "predicted", *columns, "warning"], rows)
 
 
 def _introduce(classifier: Classifier, total: str, raw: bool) -> None:
-    sure = "raw probabilities" if raw else f"temperature {classifier.temperature:.3f}"
-    print(
-        f"{classifier.trained.title}: {classifier.kind}, {len(classifier.classes)} classes, "
-        f"{classifier.size} px, {sure}; {total} on {classifier.device}"
-    )
+    told = classifier.introduction(raw=raw)
+    print(f"{classifier.trained.title}: {told}; {total} on {classifier.device}")
     for note in classifier.notes:
         print(f"note: {note}")
 

@@ -45,17 +45,6 @@ class Answers:
         except ConfigError as error:
             self.notes.append(str(error))
 
-    @property
-    def title(self) -> str:
-        """The network in a line."""
-        asked = self.classifier
-        fitted = asked.trained.record.temperature
-        sure = "raw probabilities" if fitted is None else f"temperature {fitted:.3f}"
-        return (
-            f"{asked.trained.record.model} for {asked.task}: {asked.kind}, {len(asked.classes)} classes, "
-            f"{asked.size} px, {sure}"
-        )
-
     def read(self, content: bytes, name: str, most: int) -> list[Picture]:
         """Decode an upload.
 
@@ -108,25 +97,6 @@ class Answers:
             "size": asked.size, "temperature": record.temperature, "sha256": record.sha256,
             "dogmed": __version__, "notes": self.notes, "intended_use": NO_DEVICE,
         }  # fmt: skip
-
-
-def rows(predicted: Predictions) -> list[dict[str, Any]]:
-    """Predictions as JSON holds them, one mapping an image."""
-    return [
-        {
-            "file": file,
-            "predicted": list(names),
-            "probabilities": dict(zip(predicted.classes, map(float, values), strict=True)),
-            "warning": warning,
-        }
-        for file, names, values, warning in zip(
-            predicted.files,
-            predicted.names,
-            predicted.probabilities,
-            predicted.warnings,
-            strict=True,
-        )
-    ]
 
 
 def _png(pixels: np.ndarray) -> str:

@@ -23,7 +23,7 @@ from starlette.requests import ClientDisconnect
 
 from dogmed.errors import ConfigError, DogmedError, printable
 from dogmed.inference.reading.pictures import Picture
-from dogmed.inference.serve.answers import Answers, rows
+from dogmed.inference.serve.answers import Answers
 from dogmed.inference.serve.gate import refusal
 from dogmed.inference.serve.page import CSS, THEME, figures, make_page, warning
 
@@ -95,7 +95,7 @@ async def _predict(request: Request, answers: Answers) -> Response:
     if not pictures:
         return JSONResponse({"error": "no image could be read"} | body, 422)
     predicted = await _step(request, answers.classify, pictures, raw=options["raw"])
-    body["predictions"] = rows(predicted)
+    body["predictions"] = predicted.rows()
     if options["overlay"]:
         for row, picture in zip(body["predictions"], pictures, strict=True):
             row["overlays"] = await _step(request, answers.overlays, picture, options["label"])
@@ -103,16 +103,16 @@ async def _predict(request: Request, answers: Answers) -> Response:
 
 
 async def _page(request: Request, answers: Answers) -> Response:
-    text = request.query_params.get("label")
-    label = int(text) if text and text.isdecimal() else None
-    if label is not None and label >= len(answers.classifier.classes):
-        raise ConfigError(f"label={label}: there are {len(answers.classifier.classes)} classes")
+    text, classes = request.query_params.get("label"), len(answers.classifier.classes)
+    if text is not None and text not in map(str, range(classes)):
+        raise ConfigError(f"label={text:.20}: there are {classes} classes")
+    label = None if text is None else int(text)
     (name, content), *_ = await _uploads(request)
     picture, *more = await _step(request, answers.read, content, name, MOST)
     predicted = await _step(request, answers.classify, [picture])
     found = await _step(request, answers.explain, picture, label)
     told = [predicted.warnings[0], f"the first of {len(more) + 1} pages" if more else ""]
-    (row,) = rows(predicted)
+    (row,) = predicted.rows()
     body = {
         "probabilities": row["probabilities"],
         "warning": warning("; ".join(filter(None, told))),

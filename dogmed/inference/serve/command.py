@@ -33,7 +33,8 @@ class ServeConfig:
     """Serve a trained network on a web page, and as JSON; uploads are kept in memory only."""
 
     model: str
-    """Finished run's folder, .safetensors file, name of the store or MLflow run's id; comes first, bare."""
+    """Folder of a finished run or of an export to timm, .safetensors file, name of the store or MLflow run's id;
+    comes first, bare."""
     host: str = "127.0.0.1"
     """Address to listen on. There is no password: a public address is open to everyone."""
     port: Annotated[int, Ge(0), Le(65535)] = 7860
@@ -91,7 +92,8 @@ def _run(bound: socket.socket, answers: Answers, config: ServeConfig) -> None:
     )
     if config.port not in (0, port):
         print(f"port {config.port} is busy, using {port}")
-    print(f"{answers.title} on {answers.classifier.device}")
+    asked = answers.classifier
+    print(f"{asked.trained.title}: {asked.introduction()} on {asked.device}")
     for note in answers.notes:
         print(f"note: {note}")
     if not is_loopback(bound):

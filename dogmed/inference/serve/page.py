@@ -165,7 +165,7 @@ def _head(answers: Answers) -> str:
     notes = "".join(f"<p><b>Note:</b> {escape(note)}</p>" for note in answers.notes)
     return (
         f"<h1>{escape(asked.trained.record.model)} for {escape(asked.task)}</h1>"
-        f"<p>{escape(answers.title.partition(': ')[2])}. {escape(NO_DEVICE)}</p>{notes}"
+        f"<p>{escape(asked.introduction())}. {escape(NO_DEVICE)}</p>{notes}"
     )
 
 

@@ -158,8 +158,9 @@ def test_the_page_gets_the_first_of_several_pages(
     np.testing.assert_allclose(list(answer["probabilities"].values()), expected, atol=1e-6)
     assert "the first of 3 pages" in answer["warning"] and "&lt;a&gt;.tif[0]" in answer["html"]
     assert f"{classifier.classes[1]}: probability" in answer["html"]
-    answer = client.post("/page?label=3", files=form)
-    assert answer.status_code == 400 and "there are 3 classes" in answer.json()["error"]
+    for label in ("3", "-1", "", "one", "1" * 5000):
+        answer = client.post(f"/page?label={label}", files=form)
+        assert answer.status_code == 400 and "there are 3 classes" in answer.json()["error"]
 
 
 def test_a_failure_is_told_and_shown(
